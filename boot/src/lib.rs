@@ -1,0 +1,3 @@
+//! Pure parsers of what a boot loader hands over: multiboot2, ACPI, ELF, bzImage, command lines.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! x86-64 support.
+#![no_std]

@@ -1,0 +1,3 @@
+//! The Xen public ABI as data: numbers, layouts, nothing else.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Nested SVM as a pure state machine: check, merge, route, sync, reflect.
+#![no_std]
+#![forbid(unsafe_code)]
