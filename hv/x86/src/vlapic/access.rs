@@ -4,9 +4,7 @@
 
 use super::dest::Mode;
 use super::icr::{ICR_LOW_BITS, Ipi};
-use super::lapic::{
-    ESR_ILLEGAL_REGISTER, ESR_SEND_ILLEGAL, SVR_BITS, SVR_ENABLE, VERSION, Vlapic,
-};
+use super::lapic::{ESR_ILLEGAL_REGISTER, ESR_SEND_ILLEGAL, SVR_BITS, SVR_ENABLE, VERSION, Vlapic};
 use super::lvt::{LVT_MASKED, Lvt};
 use super::reg::{MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC_FIRST, MSR_X2APIC_LAST, Reg, x2_rule};
 use super::shared::FIRST_LEGAL_VECTOR;

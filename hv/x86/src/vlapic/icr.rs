@@ -120,7 +120,8 @@ impl Ipi {
     /// `None` if the address isn't an interrupt address (0xFEEx_xxxx) or the message has no effect.
     pub const fn from_msi(address: u32, data: u32) -> Option<Self> {
         let mode = DeliveryMode::from_register(data);
-        if address >> 20 != 0xfee || !matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority | DeliveryMode::Nmi)
+        if address >> 20 != 0xfee
+            || !matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority | DeliveryMode::Nmi)
         {
             return None;
         }

@@ -53,9 +53,7 @@ impl Lvt {
     /// The bits that software can change.
     pub(super) const fn writable(self, tsc_deadline: bool) -> u32 {
         match self {
-            Self::Timer => {
-                VECTOR | LVT_MASKED | PERIODIC | if tsc_deadline { TSC_DEADLINE } else { 0 }
-            }
+            Self::Timer => VECTOR | LVT_MASKED | PERIODIC | if tsc_deadline { TSC_DEADLINE } else { 0 },
             Self::Thermal | Self::Perf | Self::Error => VECTOR | MESSAGE_TYPE | LVT_MASKED,
             Self::Lint0 | Self::Lint1 => VECTOR | MESSAGE_TYPE | POLARITY | TRIGGER | LVT_MASKED,
         }

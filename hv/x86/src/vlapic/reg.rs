@@ -96,18 +96,18 @@ pub(super) const fn x2_rule(reg: Reg) -> X2Rule {
         X2Rule { read: false, write: Some(bits) }
     }
     match reg.0 {
-        0x02 | 0x03 | 0x0a | 0x0d => RO,        // ID, version, PPR, LDR
-        0x08 => rw(0xff),                       // TPR
-        0x0b => wo(0),                          // EOI: any bit set is #GP
-        0x0f => rw(super::lapic::SVR_BITS),     // SVR
-        0x10..=0x27 => RO,                      // ISR, TMR, IRR
-        0x28 => rw(0),                          // ESR: only 0 may be written
-        0x30 => rw(super::icr::X2_ICR_BITS),    // ICR, 64 bits
-        0x32..=0x37 => rw(0xffff_ffff),         // LVTs: narrowed by their own masks
-        0x38 => rw(0xffff_ffff),                // initial count
-        0x39 => RO,                             // current count
-        0x3e => rw(super::timer::DIVIDE_BITS),  // divide configuration
-        0x3f => wo(0xff),                       // self IPI
+        0x02 | 0x03 | 0x0a | 0x0d => RO,       // ID, version, PPR, LDR
+        0x08 => rw(0xff),                      // TPR
+        0x0b => wo(0),                         // EOI: any bit set is #GP
+        0x0f => rw(super::lapic::SVR_BITS),    // SVR
+        0x10..=0x27 => RO,                     // ISR, TMR, IRR
+        0x28 => rw(0),                         // ESR: only 0 may be written
+        0x30 => rw(super::icr::X2_ICR_BITS),   // ICR, 64 bits
+        0x32..=0x37 => rw(0xffff_ffff),        // LVTs: narrowed by their own masks
+        0x38 => rw(0xffff_ffff),               // initial count
+        0x39 => RO,                            // current count
+        0x3e => rw(super::timer::DIVIDE_BITS), // divide configuration
+        0x3f => wo(0xff),                      // self IPI
         _ => X2Rule { read: false, write: None },
     }
 }

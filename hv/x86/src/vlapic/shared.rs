@@ -126,9 +126,7 @@ impl VlapicShared {
     /// Requests an NMI; at most two are remembered.
     #[must_use = "the target must be kicked"]
     pub fn post_nmi(&self) -> bool {
-        self.change_events(|events| {
-            if events & NMI_COUNT < NMI_MAX { events + 1 } else { events }
-        })
+        self.change_events(|events| if events & NMI_COUNT < NMI_MAX { events + 1 } else { events })
     }
 
     /// Requests INIT. It cancels a start-up message that was not taken yet.
