@@ -1,0 +1,1 @@
+//! Memory and TLBs for tests, as hostile as the architecture allows.

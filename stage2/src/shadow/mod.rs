@@ -1,0 +1,1 @@
+//! The cache of `s2_02` roots of a domain.

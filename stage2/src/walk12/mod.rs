@@ -1,0 +1,276 @@
+//! The software walk of a nested page table that L1 wrote (NPT12): L2's physical addresses to L1's.
+//!
+//! Its format is that of ordinary page tables as L1's own control registers chose it at VMRUN, and it is
+//! walked as user accesses, whatever L2's privilege. AMD64 APM vol. 2, "Nested Paging" (nested table walk,
+//! nested versus guest page faults) and "Page Translation and Protection".
+//!
+//! L1 may change its tables at any time: each entry is read once and judged by that value.
+
+mod format;
+#[cfg(test)]
+mod tests;
+
+pub use format::{Entry12, Leaf12, Next12, Paging12, Shape};
+
+use addr::{Frame, Gpa, GuestFault, GuestMemory, GuestPage, GuestPhys, Ngpa, PageSize};
+
+use crate::Perms;
+
+/// EXITINFO1 of `VMEXIT_NPF`. AMD64 APM vol. 2, "Nested versus Guest Page Faults, Fault Ordering".
+pub mod info1 {
+    /// The page was present.
+    pub const P: u64 = 1 << 0;
+    /// The access was a write.
+    pub const W: u64 = 1 << 1;
+    /// The access was a user's: all nested walks are.
+    pub const U: u64 = 1 << 2;
+    /// A reserved bit was set in an entry.
+    pub const RSV: u64 = 1 << 3;
+    /// The access was an instruction fetch.
+    pub const ID: u64 = 1 << 4;
+    /// The fault is on the final guest-physical address.
+    pub const FINAL: u64 = 1 << 32;
+    /// The fault is on a page of the guest's page tables.
+    pub const TABLE: u64 = 1 << 33;
+}
+
+/// An access of L2's to its physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// It writes.
+    pub write: bool,
+    /// It fetches an instruction.
+    pub fetch: bool,
+    /// It is the hardware's own access to L2's page tables.
+    pub table_walk: bool,
+}
+
+impl Access {
+    /// A data read.
+    pub const READ: Self = Self { write: false, fetch: false, table_walk: false };
+    /// A data write.
+    pub const WRITE: Self = Self { write: true, ..Self::READ };
+    /// An instruction fetch.
+    pub const FETCH: Self = Self { fetch: true, ..Self::READ };
+
+    /// The access that the hardware's EXITINFO1 describes. Only what it says of the access is used: P and
+    /// RSV speak of `s2_02`. An access to a page table is never a fetch, even when it serves one.
+    pub const fn from_info1(info: u64) -> Self {
+        let table_walk = info & info1::TABLE != 0;
+        Self { write: info & info1::W != 0, fetch: info & info1::ID != 0 && !table_walk, table_walk }
+    }
+    /// The rights it needs.
+    pub const fn needs(self) -> Perms {
+        let bits = Perms::R.bits()
+            | if self.write { Perms::W.bits() } else { 0 }
+            | if self.fetch { Perms::X.bits() } else { 0 };
+        Perms::from_bits(bits)
+    }
+}
+
+/// Where a walk starts: `nCR3`, without the bits that its format ignores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Root12 {
+    base: Gpa,
+    paging: Paging12,
+}
+
+impl Root12 {
+    /// From `nCR3` as L1 wrote it. Bits that the format ignores are dropped here, once: PAE's directory
+    /// pointer table is 32-byte aligned, so bits 4:0 must not shift its four entries out of the page
+    /// (CVE-2024-50115); the other formats start at a page.
+    pub const fn new(ncr3: u64, paging: Paging12) -> Self {
+        let mask = match paging.shape() {
+            Shape::TwoLevel => 0xffff_f000,
+            Shape::Pae => 0xffff_ffe0,
+            Shape::FourLevel | Shape::FiveLevel => 0x000f_ffff_ffff_f000,
+        };
+        Self { base: Gpa::new(ncr3 & mask), paging }
+    }
+    /// Address of the first entry of the top table.
+    pub const fn base(&self) -> Gpa {
+        self.base
+    }
+    /// The format.
+    pub const fn paging(&self) -> &Paging12 {
+        &self.paging
+    }
+}
+
+/// One entry that a walk used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The table page.
+    pub frame: Frame<GuestPhys>,
+    /// Offset of the entry, bytes.
+    pub offset: u16,
+    /// Level of the table, 1 is the lowest.
+    pub level: u8,
+    /// The entry, with the accessed and dirty bits that the walk set.
+    pub raw: u64,
+}
+
+/// What a walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// L1's physical address of the byte.
+    pub gpa: Gpa,
+    /// Size of the page (a 4 MiB page counts as two of 2 MiB).
+    pub size: PageSize,
+    /// Rights of the whole walk.
+    pub perms: Perms,
+    /// Whether the leaf's dirty bit is set: while it is not, the first write must be seen.
+    pub dirty: bool,
+    visits: [Visit; 5],
+    depth: u8,
+}
+
+impl Mapped {
+    /// The entries used, top first.
+    pub fn visits(&self) -> &[Visit] {
+        &self.visits[..usize::from(self.depth).min(5)]
+    }
+    /// The entry used at `level`.
+    pub fn at_level(&self, level: u8) -> Option<&Visit> {
+        self.visits().iter().find(|v| v.level == level)
+    }
+}
+
+/// A nested page fault that belongs to L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// EXITINFO2: the L2-physical address.
+    pub ngpa: Ngpa,
+    /// EXITINFO1, computed from the walk (bits as in [`info1`]), never the hardware's about `s2_02`.
+    pub info1: u64,
+}
+
+/// Why a walk gave no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkError {
+    /// L1's tables do not allow the access.
+    Violation(Violation),
+    /// L1 kept changing the entries under the walk. Let L2 run again: the access faults again.
+    Busy,
+}
+
+/// Whether a walk leaves marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// Set accessed and dirty bits, as the hardware does for an access that is made.
+    Set,
+    /// Leave L1's tables as they are: to look an address up.
+    Leave,
+}
+
+/// How often a walk starts again because an entry changed between its reading and its marking.
+const ATTEMPTS: usize = 4;
+
+/// Walks L1's tables for `access` to `ngpa`.
+///
+/// # Errors
+/// [`WalkError::Violation`] to reflect to L1; [`WalkError::Busy`] only with [`Marks::Set`].
+pub fn walk<M: GuestMemory>(
+    mem: &M,
+    root: &Root12,
+    ngpa: Ngpa,
+    access: Access,
+    marks: Marks,
+) -> Result<Mapped, WalkError> {
+    for _ in 0..ATTEMPTS {
+        let (pages, mut mapped) = read_entries(mem, root, ngpa, access)?;
+        if marks == Marks::Leave || set_marks(root, &pages, &mut mapped, access.write) {
+            return Ok(mapped);
+        }
+    }
+    Err(WalkError::Busy)
+}
+
+type Pages<P> = [Option<P>; 5];
+
+/// Reads each entry once, top down, and judges the walk.
+fn read_entries<M: GuestMemory>(
+    mem: &M,
+    root: &Root12,
+    ngpa: Ngpa,
+    access: Access,
+) -> Result<(Pages<M::Page>, Mapped), WalkError> {
+    let paging = &root.paging;
+    let fault = |found: u64| WalkError::Violation(violation(paging, ngpa, access, found));
+    let none = Visit { frame: Frame::new(0), offset: 0, level: 0, raw: 0 };
+    let mut mapped = Mapped {
+        gpa: Gpa::ZERO,
+        size: PageSize::Size4K,
+        perms: Perms::RWX,
+        dirty: false,
+        visits: [none; 5],
+        depth: 0,
+    };
+    let mut pages = [const { None }; 5];
+    if ngpa.raw() >> paging.input_bits() != 0 {
+        return Err(fault(0));
+    }
+    let (mut base, mut user) = (root.base, true);
+    for (i, level) in (1..=paging.levels()).rev().enumerate() {
+        let offset = base.page_offset() + paging.entry_offset(ngpa, level);
+        let frame = base.frame();
+        // A table where there is no memory: on the bare machine the bus answers all ones, so reserved
+        // bits are set.
+        let page = mem.pin(frame).map_err(|GuestFault { .. }| fault(info1::P | info1::RSV))?;
+        let raw = paging.read(&page, offset);
+        if let (Some(visit), Some(pin)) = (mapped.visits.get_mut(i), pages.get_mut(i)) {
+            *visit = Visit { frame, offset: offset as u16, level, raw };
+            *pin = Some(page);
+            mapped.depth = i as u8 + 1;
+        }
+        match paging.decode(raw, level, ngpa.raw() & (1 << 21) != 0) {
+            Entry12::Empty => return Err(fault(0)),
+            Entry12::Reserved => return Err(fault(info1::P | info1::RSV)),
+            Entry12::Table(next) => {
+                base = next.frame.start();
+                (user, mapped.perms) = (user && next.user, mapped.perms & next.perms);
+            }
+            Entry12::Leaf(leaf) => {
+                (user, mapped.perms) = (user && leaf.user, mapped.perms & leaf.perms);
+                if !user || !mapped.perms.contains(access.needs()) {
+                    return Err(fault(info1::P));
+                }
+                let within = ngpa.raw() & (leaf.size.bytes() - 1);
+                (mapped.gpa, mapped.size) = (leaf.gpa.wrapping_add(within), leaf.size);
+                mapped.dirty = leaf.dirty;
+                break;
+            }
+        }
+    }
+    Ok((pages, mapped))
+}
+
+/// Sets the accessed bits, and the leaf's dirty bit on a write, where they are not set yet. False if an
+/// entry had changed: what has been set so far is what a walk that then failed may leave.
+fn set_marks<P: GuestPage>(root: &Root12, pages: &Pages<P>, mapped: &mut Mapped, write: bool) -> bool {
+    let last = usize::from(mapped.depth) - 1;
+    for (i, (visit, page)) in mapped.visits.iter_mut().zip(pages).enumerate() {
+        let Some(page) = page else { break };
+        let marked = root.paging.marked(visit.raw, visit.level, write && i == last);
+        if marked != visit.raw {
+            if !root.paging.compare_exchange(page, usize::from(visit.offset), visit.raw, marked) {
+                return false;
+            }
+            visit.raw = marked;
+        }
+    }
+    mapped.dirty |= write;
+    true
+}
+
+/// `found`: P and RSV as the walk found them. ID is reported only where L1's own regime has a use for it.
+/// APM vol. 2, "Page-Fault Exception (#PF)".
+fn violation(paging: &Paging12, ngpa: Ngpa, access: Access, found: u64) -> Violation {
+    let on = |condition, bit| if condition { bit } else { 0 };
+    let info1 = found
+        | info1::U
+        | on(access.write, info1::W)
+        | on(access.fetch && paging.reports_fetch(), info1::ID)
+        | if access.table_walk { info1::TABLE } else { info1::FINAL };
+    Violation { ngpa, info1 }
+}
