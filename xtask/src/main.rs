@@ -1,2 +1,104 @@
 //! Every chore of the project is a subcommand.
-fn main() {}
+mod build_hv;
+mod deb;
+mod elf;
+mod guests;
+mod image;
+mod interactive;
+mod layout;
+mod lock;
+mod proc;
+mod qemu;
+mod run;
+mod session;
+mod setup;
+mod speech;
+mod toolchain;
+mod tools;
+mod ui;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use layout::Layout;
+use run::{BuildArgs, RunOptions};
+use setup::Policy;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Testudo's chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version, arg_required_else_help = true)]
+struct Cli {
+    /// The QEMU to use (also TESTUDO_QEMU)
+    #[arg(long, global = true, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Find or fetch every tool and guest package; nothing is installed on the system
+    Setup {
+        /// Only list each tool with version and source
+        #[arg(long)]
+        check: bool,
+        /// Use what is there; touch no network
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Build the hypervisor and the guests
+    Build {
+        /// What to build (default: all)
+        #[arg(value_parser = ["hv", "guests"])]
+        parts: Vec<String>,
+        #[command(flatten)]
+        build: BuildArgs,
+    },
+    /// Make a bootable ISO, and the files and the GRUB stanza for a real machine
+    Image(#[command(flatten)] RunOptions),
+    /// Build everything, boot the whole machine in QEMU and show it
+    Run(#[command(flatten)] RunOptions),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = Layout::find().and_then(|layout| chore(&layout, cli));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("{}: {e:#}", ui::paint("31", "error"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(layout: &Layout, cli: Cli) -> Result<bool> {
+    if let Some(path) = cli.qemu {
+        tools::give_qemu(path);
+    }
+    match cli.chore {
+        Chore::Setup { check, offline } => setup::setup(layout, check, Policy { offline }).map(|()| true),
+        Chore::Build { parts, build } => {
+            let all = parts.is_empty();
+            if all || parts.iter().any(|p| p == "hv") {
+                build_hv::build(layout, &build.hv(), build.policy())?;
+            }
+            if all || parts.iter().any(|p| p == "guests") {
+                guests::programs::linux(layout, build.policy())?;
+                guests::programs::svm_l1(layout, build.policy())?;
+            }
+            Ok(true)
+        }
+        Chore::Image(options) => {
+            let prepared = options.prepare(layout)?;
+            match (&prepared.hv, &prepared.machine.boot) {
+                (Some(hv), qemu::Boot::Iso(iso)) => image::explain(layout, iso, &hv.image, &prepared.config),
+                _ => anyhow::bail!("`image --bare` makes no image"),
+            }
+            Ok(true)
+        }
+        Chore::Run(options) => run::run(layout, &options),
+    }
+}

@@ -1,0 +1,396 @@
+//! `xtask run`: the whole machine, from nothing installed to L2's user space.
+use crate::build_hv::{self, Hv, HvOptions};
+use crate::guests::initrd::L1;
+use crate::guests::kernels::{self, Kernel};
+use crate::guests::programs;
+use crate::image::{self, BootConfig, Domain};
+use crate::interactive;
+use crate::layout::Layout;
+use crate::qemu::{Accel, Boot, Machine};
+use crate::session::{Expect, Log, watch};
+use crate::setup::Policy;
+use crate::speech::Summary;
+use crate::ui;
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Options of `cargo xtask run` (and of `image`, which makes what `run` would boot).
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunOptions {
+    /// Kernel of the L1 guests: 6.1 or 6.12 (Debian's), or the path of a bzImage
+    #[arg(long, default_value = "6.1", value_name = "VERSION|PATH")]
+    pub kernel: String,
+    /// Kernel of the L2 guests
+    #[arg(long, default_value = "6.1", value_name = "VERSION|PATH")]
+    pub l2_kernel: String,
+    /// What the domains are: linux (KVM runs an L2 Linux in it), or svm-l1 (our bare-metal test hypervisor)
+    #[arg(long, default_value = "linux", value_name = "linux|svm-l1")]
+    pub guest: String,
+    /// Number of L1 domains (l1, l1b, l1c ...)
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub l1s: u32,
+    /// vCPUs of each L1
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub vcpus: u32,
+    /// Memory of each L1 in MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    pub memory: u32,
+    /// L2 guests that each L1 starts at once
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub l2s: u32,
+    /// vCPUs of each L2
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub l2_vcpus: u32,
+    /// Memory of each L2 in MiB
+    #[arg(long, default_value_t = 128, value_name = "MIB")]
+    pub l2_memory: u32,
+    /// L1's plan: steps of its /init (see guests/README.md)
+    #[arg(long, default_value = "modules,info,l2", value_name = "STEPS")]
+    pub plan: String,
+    /// More words for each L1's command line
+    #[arg(long, default_value = "", value_name = "WORDS")]
+    pub cmdline: String,
+    /// L1's console device
+    #[arg(long, value_name = "DEVICE")]
+    pub console: Option<String>,
+    /// Words for Testudo's command line
+    #[arg(long, default_value = "", value_name = "WORDS")]
+    pub options: String,
+    /// More words for each domain's module line
+    #[arg(long, default_value = "nested=on", value_name = "WORDS")]
+    pub domain_options: String,
+    /// No Testudo: boot the first L1 directly on the emulated machine, for comparison
+    #[arg(long)]
+    pub bare: bool,
+    /// QEMU's accelerator
+    #[arg(long, value_enum, default_value = "tcg")]
+    pub accel: Accel,
+    /// QEMU's CPU model, such as max or EPYC-v4 (default: max; with --accel kvm: host)
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
+    /// Physical CPUs of the machine
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub smp: u32,
+    /// Memory of the machine in MiB (default: enough for the domains)
+    #[arg(long, value_name = "MIB")]
+    pub machine_memory: Option<u32>,
+    /// UEFI firmware instead of BIOS
+    #[arg(long)]
+    pub uefi: bool,
+    /// Count instructions: one is one nanosecond of the machine's time
+    #[arg(long)]
+    pub icount: bool,
+    /// Wait for a debugger at this port (gdb target/testudo/testudo.debug -ex "target remote :PORT")
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
+    pub gdb: Option<u16>,
+    /// Show GRUB's menu for so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10", default_value_t = 0, hide_default_value = true)]
+    pub menu: u32,
+    /// Stay at L1's shell: every key goes to the machine; Ctrl-A three times switches the console's input,
+    /// Ctrl-] three times leaves
+    #[arg(long)]
+    pub interactive: bool,
+    /// Seconds until the run has failed
+    #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+    pub timeout: u64,
+    /// Only build and boot; end when the machine ends, expect nothing
+    #[arg(long)]
+    pub no_expect: bool,
+    /// Words for QEMU
+    #[arg(last = true, value_name = "QEMU WORDS")]
+    pub qemu_words: Vec<String>,
+    /// Options of the build.
+    #[command(flatten)]
+    pub build: BuildArgs,
+}
+
+/// How the hypervisor is built.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct BuildArgs {
+    /// Build Testudo without optimisation, with debug assertions
+    #[arg(long)]
+    pub debug: bool,
+    /// Cargo features of the hypervisor's crate, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub features: Vec<String>,
+    /// Use what is there; touch no network
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl BuildArgs {
+    /// For the functions that may fetch.
+    pub fn policy(&self) -> Policy {
+        Policy { offline: self.offline }
+    }
+
+    /// For the build of the hypervisor.
+    pub fn hv(&self) -> HvOptions {
+        HvOptions { debug: self.debug, features: self.features.clone() }
+    }
+}
+
+/// The files of the guests of a run.
+#[derive(Debug)]
+struct Guests {
+    kernel: PathBuf,
+    ramdisk: Option<PathBuf>,
+}
+
+/// Everything that is built for a run.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What boots.
+    pub machine: Machine,
+    /// The hypervisor, unless the run is bare.
+    pub hv: Option<Hv>,
+    /// GRUB's configuration.
+    pub config: BootConfig,
+}
+
+impl RunOptions {
+    /// Names of the domains.
+    fn names(&self) -> Vec<String> {
+        let letter = |n: u32| char::from_u32(u32::from(b'a') + n % 26).unwrap_or('x');
+        (0..self.l1s).map(|n| if n == 0 { "l1".into() } else { format!("l1{}", letter(n)) }).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.l1s == 0 || self.l1s > 26 {
+            bail!("--l1s {}: between 1 and 26", self.l1s);
+        }
+        if !["linux", "svm-l1"].contains(&self.guest.as_str()) {
+            bail!("--guest {}: `linux` and `svm-l1` are known", self.guest);
+        }
+        if self.memory < 64 {
+            bail!("--memory {}: an L1 needs at least 64 MiB", self.memory);
+        }
+        Ok(())
+    }
+
+    /// The command line of an L1.
+    fn l1_cmdline(&self) -> String {
+        if self.guest == "svm-l1" {
+            return self.cmdline.clone();
+        }
+        let console =
+            self.console.clone().unwrap_or_else(|| if self.bare { "ttyS0".into() } else { "hvc0".into() });
+        let plan = if self.interactive { "modules,info,shell" } else { &self.plan };
+        let mut words = format!(
+            "console={console} panic=-1 nokaslr testudo.l1={plan} testudo.count={} testudo.cpus={} testudo.memory={}M",
+            self.l2s, self.l2_vcpus, self.l2_memory
+        );
+        if !self.cmdline.is_empty() {
+            words += &format!(" {}", self.cmdline);
+        }
+        words
+    }
+
+    /// Megabytes of the machine: the domains, Testudo, and the modules that GRUB loads.
+    fn machine_memory(&self) -> u32 {
+        let domains = self.l1s.saturating_mul(self.memory);
+        self.machine_memory.unwrap_or(if self.bare { self.memory } else { domains.saturating_add(512) })
+    }
+
+    /// What must be heard.
+    pub fn expect(&self) -> Expect {
+        let mut lines = Vec::new();
+        if !self.no_expect {
+            let dom = |name: &str| if self.bare { String::new() } else { format!("({name})*") };
+            for name in self.names().iter().take(if self.bare { 1 } else { usize::MAX }) {
+                if self.guest == "svm-l1" {
+                    lines.push((format!("{} passed, 0 failed", dom(name)), 1));
+                    continue;
+                }
+                if self.plan.split(',').any(|step| step == "l2") {
+                    lines.push((format!("{}@testudo l2 userland", dom(name)), self.l2s as usize));
+                }
+                lines.push((format!("{}@testudo l1 done ok", dom(name)), 1));
+            }
+        }
+        let forbidden = ["@testudo l1 done failed", "Kernel panic", "(testudo)*panic", "BUG: "];
+        Expect {
+            lines,
+            forbidden: forbidden.iter().map(|f| f.to_string()).collect(),
+            limit: Duration::from_secs(self.timeout),
+        }
+    }
+
+    /// Fetches and builds all that the run needs.
+    pub fn prepare(&self, layout: &Layout) -> Result<Prepared> {
+        self.check()?;
+        let policy = self.build.policy();
+        let mut machine = self.machine();
+        machine.check()?;
+        let guests = self.guests(layout)?;
+        if self.bare {
+            machine.boot =
+                Boot::Kernel { image: guests.kernel, initrd: guests.ramdisk, cmdline: self.l1_cmdline() };
+            return Ok(Prepared { machine, hv: None, config: BootConfig::default() });
+        }
+        let hv = build_hv::build(layout, &self.build.hv(), policy)?;
+        let config = self.config(&guests);
+        let iso = layout.out("testudo.iso");
+        image::iso(layout, &hv.image, &config, &iso, policy)?;
+        machine.boot = Boot::Iso(iso);
+        Ok(Prepared { machine, hv: Some(hv), config })
+    }
+
+    fn config(&self, guests: &Guests) -> BootConfig {
+        let domains = self.names().into_iter().map(|name| Domain {
+            name,
+            kernel: guests.kernel.clone(),
+            ramdisk: guests.ramdisk.clone(),
+            options: format!("vcpus={} memory={}M {}", self.vcpus, self.memory, self.domain_options),
+            cmdline: self.l1_cmdline(),
+        });
+        BootConfig { options: self.options.clone(), domains: domains.collect(), menu: self.menu }
+    }
+
+    fn machine(&self) -> Machine {
+        let cpu = self
+            .cpu
+            .clone()
+            .unwrap_or_else(|| if self.accel == Accel::Kvm { "host".into() } else { "max".into() });
+        Machine {
+            cpu,
+            smp: self.smp,
+            memory: self.machine_memory(),
+            accel: self.accel,
+            uefi: self.uefi,
+            icount: self.icount,
+            gdb: self.gdb,
+            boot: Boot::Iso(PathBuf::new()),
+            extra: self.qemu_words.clone(),
+        }
+    }
+
+    fn guests(&self, layout: &Layout) -> Result<Guests> {
+        let policy = self.build.policy();
+        if self.guest == "svm-l1" {
+            return Ok(Guests { kernel: programs::svm_l1(layout, policy)?, ramdisk: None });
+        }
+        let (kernel, l2_kernel) =
+            (self.find_kernel(layout, &self.kernel)?, self.find_kernel(layout, &self.l2_kernel)?);
+        let busybox = kernels::busybox(layout, policy)?;
+        let programs = programs::linux(layout, policy)?;
+        let image = L1 {
+            programs: &programs,
+            busybox: &busybox,
+            kernel: &kernel,
+            l2_kernel: &l2_kernel.image,
+            extra: &[],
+        };
+        let name = format!("initrd-l1-{}-l2-{}", short(&self.kernel), short(&self.l2_kernel));
+        let ramdisk = image.write(layout, &name)?;
+        Ok(Guests { kernel: kernel.image, ramdisk: Some(ramdisk) })
+    }
+
+    fn find_kernel(&self, layout: &Layout, name: &str) -> Result<Kernel> {
+        if !name.contains('/') {
+            return kernels::kernel(layout, kernels::by_version(name)?, self.build.policy());
+        }
+        let image = std::fs::canonicalize(name).with_context(|| format!("guest kernel {name}"))?;
+        let modules = std::env::var_os("TESTUDO_MODULES").map(PathBuf::from);
+        let modules = modules.or_else(|| {
+            let release = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
+            Some(PathBuf::from("/lib/modules").join(release)).filter(|p| p.is_dir())
+        });
+        let modules = modules.with_context(|| {
+            format!(
+                "the modules of {name} are not in /lib/modules; give their folder with TESTUDO_MODULES=/path"
+            )
+        })?;
+        Ok(Kernel { image, modules, release: name.to_string() })
+    }
+}
+
+/// A kernel's name inside a file name.
+fn short(kernel: &str) -> String {
+    kernel.rsplit('/').next().unwrap_or(kernel).to_string()
+}
+
+/// `xtask run`; true if everything expected came.
+pub fn run(layout: &Layout, options: &RunOptions) -> Result<bool> {
+    let prepared = options.prepare(layout)?;
+    let mut cmd = prepared.machine.command(layout, options.build.policy())?;
+    if let Some(port) = options.gdb {
+        ui::step(&format!(
+            "waiting for a debugger: gdb {} -ex 'target remote :{port}'",
+            layout.show(&layout.out("testudo.debug"))
+        ));
+    }
+    ui::step(&format!(
+        "starting the machine: {} CPUs {}, {} MiB",
+        prepared.machine.smp, prepared.machine.cpu, prepared.machine.memory
+    ));
+    if options.interactive {
+        return interactive::run(&mut cmd);
+    }
+    let path = layout.out("run.log");
+    let mut log = Log::create(&path, true)?;
+    let mut summary = Summary::default();
+    let start = Instant::now();
+    let end = watch(&mut cmd, &options.expect(), |line, seconds| {
+        log.line(line, seconds);
+        summary.hear(line, seconds);
+    })?;
+    println!("\n{}", summary.table());
+    let ok = end.ok() || (options.no_expect && matches!(end, crate::session::End::Ended(_)));
+    let verdict = if ok { ui::paint("32", "ok") } else { ui::paint("31", "FAILED") };
+    println!(
+        "{verdict}: {} ({:.1} s; log: {})",
+        end.describe(),
+        start.elapsed().as_secs_f64(),
+        layout.show(&path)
+    );
+    Ok(ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunOptions,
+    }
+
+    fn options(words: &[&str]) -> RunOptions {
+        Cli::parse_from(std::iter::once("x").chain(words.iter().copied())).run
+    }
+
+    #[test]
+    fn each_l1_and_its_l2_must_report() {
+        let expect = options(&["--l1s", "2", "--l2s", "3"]).expect();
+        let lines: Vec<_> = expect.lines.iter().map(|(l, n)| (l.as_str(), *n)).collect();
+        assert_eq!(
+            lines,
+            [
+                ("(l1)*@testudo l2 userland", 3),
+                ("(l1)*@testudo l1 done ok", 1),
+                ("(l1b)*@testudo l2 userland", 3),
+                ("(l1b)*@testudo l1 done ok", 1)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_bare_run_has_one_machine_and_its_own_console() {
+        let bare = options(&["--bare", "--l1s", "2"]);
+        assert_eq!(bare.expect().lines.len(), 2);
+        assert!(bare.l1_cmdline().starts_with("console=ttyS0 "));
+        assert!(options(&[]).l1_cmdline().starts_with("console=hvc0 "));
+        assert_eq!(options(&["--l1s", "2", "--memory", "512"]).machine_memory(), 1536);
+    }
+
+    #[test]
+    fn odd_numbers_are_refused() {
+        assert!(options(&["--l1s", "0"]).check().is_err());
+        assert!(options(&["--guest", "dos"]).check().is_err());
+        assert!(options(&["--memory", "4294967295", "--l1s", "26"]).machine_memory() > 0);
+    }
+}
