@@ -210,10 +210,27 @@ impl PageSize {
 }
 
 /// A half-open range of addresses `start..end`, never inverted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range<S: Space> {
     start: Addr<S>,
     end: Addr<S>,
+}
+
+impl<S: Space> Clone for Range<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Space> Copy for Range<S> {}
+impl<S: Space> PartialEq for Range<S> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.start, self.end) == (other.start, other.end)
+    }
+}
+impl<S: Space> Eq for Range<S> {}
+impl<S: Space> fmt::Debug for Range<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:#x}..{:#x}", S::NAME, self.start.raw(), self.end.raw())
+    }
 }
 
 impl<S: Space> Range<S> {

@@ -1,0 +1,39 @@
+//! The `log` facade's end: one line per record on the console.
+
+use core::fmt::Write;
+use log::{LevelFilter, Log, Metadata, Record};
+
+struct Sink;
+
+struct Line;
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        crate::serial::write(text.as_bytes());
+        Ok(())
+    }
+}
+
+impl Log for Sink {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &Record<'_>) {
+        let mut line = alloc::string::String::new();
+        let mark = match record.level() {
+            log::Level::Error => "error: ",
+            log::Level::Warn => "warning: ",
+            _ => "",
+        };
+        let _ = write!(line, "(testudo) {mark}{}\r\n", record.args());
+        let _ = Line.write_str(&line);
+    }
+    fn flush(&self) {}
+}
+
+/// Connects the facade.
+pub fn init() {
+    // A second call would find the first logger in place, which is just as good.
+    let _ = log::set_logger(&Sink);
+    log::set_max_level(LevelFilter::Debug);
+}

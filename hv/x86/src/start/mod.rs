@@ -1,0 +1,220 @@
+//! From the boot loader's hand-over to the first guest: the order of bringing the machine up.
+// UNSAFETY: reads what the loader left in memory; makes the boot CPU's stack.
+#![allow(unsafe_code)]
+
+#[cfg(target_os = "none")]
+mod entry;
+mod log_sink;
+mod memory;
+
+use crate::cpu::{
+    desc, instr, msr,
+    percpu::{self, PerCpu},
+    stack,
+};
+use crate::mm::{direct, host};
+use crate::{apic, mce, power, serial, smp, svm, time};
+use ::boot::acpi::{Acpi, FadtFlags, GenericAddress, PhysRead, Rsdp, SpaceId};
+use ::boot::multiboot2::{self, BootInfo};
+use addr::Hpa;
+
+/// The boot CPU's first stack block; its own, guarded one replaces it once memory is up.
+#[repr(align(65536))]
+pub struct BootStack(#[allow(dead_code)] [u8; stack::BLOCK_BYTES]);
+/// See [`BootStack`].
+pub static mut BOOT_STACK: BootStack = BootStack([0; stack::BLOCK_BYTES]);
+
+static mut BOOT_CPU: PerCpu = PerCpu::new(0);
+
+/// Largest info block that is believed.
+const MAX_INFO: u32 = 1 << 20;
+
+/// Entered from [`entry`] in long mode on [`BOOT_STACK`], with the loader's magic and info block.
+pub extern "C" fn start(magic: u32, info: u32) -> ! {
+    let block = (&raw const BOOT_STACK) as u64;
+    // SAFETY: only this CPU runs; the statics live for ever.
+    unsafe {
+        percpu::attach(block, &*(&raw const BOOT_CPU));
+        (*(&raw mut BOOT_CPU)).tables.load(block);
+    }
+    desc::build_idt();
+    desc::load_idt();
+    let serial = serial::init(0x3f8);
+    log_sink::init();
+    log::info!("Testudo {} ({})", env!("CARGO_PKG_VERSION"), crate::report::build_id());
+    if !serial {
+        log::warn!("no UART answers at 3f8h");
+    }
+    if magic != multiboot2::LOADER_MAGIC {
+        refuse(&alloc::format!(
+            "not started by a multiboot2 loader (EAX={magic:#x}): use GRUB's `multiboot2` command"
+        ));
+    }
+    // SAFETY: the loader vouches for the block; it lies below 4 GiB, which the early map shows.
+    let bytes = unsafe {
+        let at = direct::pointer(Hpa::new(info.into()));
+        let size = at.cast::<u32>().read().min(MAX_INFO);
+        core::slice::from_raw_parts(at, size as usize)
+    };
+    let boot = match BootInfo::parse(bytes) {
+        Ok(boot) => boot,
+        Err(error) => refuse(&alloc::format!("the loader's information cannot be used: {error}")),
+    };
+    let trampoline = memory::init(&boot, Hpa::new(info.into()), bytes.len() as u64);
+    // From here on nothing below depends on the early map: `memory::init` has left it.
+    run_on_own_stack(boot, trampoline)
+}
+
+fn run_on_own_stack(boot: BootInfo, trampoline: Option<addr::Frame<addr::HostPhys>>) -> ! {
+    let block = host::stack_block(0);
+    // SAFETY: the block is mapped; the boot CPU's data are static.
+    unsafe {
+        percpu::attach(block, &*(&raw const BOOT_CPU));
+        (*(&raw mut BOOT_CPU)).tables.load(block);
+    }
+    let argument = alloc::boxed::Box::into_raw(alloc::boxed::Box::new((boot, trampoline)));
+    // SAFETY: switches to an empty stack and never comes back; the argument is owned by `bring_up`.
+    unsafe {
+        core::arch::asm!(
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "call {go}",
+            stack = in(reg) block + stack::MAIN_TOP as u64,
+            in("rdi") argument,
+            go = sym bring_up,
+            options(noreturn),
+        )
+    }
+}
+
+/// What the loader gave, and the page for starting other CPUs.
+type Handover = (BootInfo, Option<addr::Frame<addr::HostPhys>>);
+
+extern "C" fn bring_up(argument: *mut Handover) -> ! {
+    // SAFETY: `run_on_own_stack` made it from a box and gave it away.
+    let (boot, trampoline) = *unsafe { alloc::boxed::Box::from_raw(argument) };
+    init_cpu_state();
+    let acpi = read_acpi(&boot);
+    apic::pic::disable();
+    init_power(acpi.as_ref(), true);
+    time::init(match acpi.as_ref().and_then(|a| a.fadt.as_ref()).and_then(|f| io_port(f.pm_timer)) {
+        Some(port) => time::Reference::PmTimer { port },
+        None => time::Reference::Pit,
+    });
+    apic::init_boot(time::tsc_khz(), true);
+    // SAFETY: the boot CPU's data are static.
+    smp::register(unsafe { &*(&raw const BOOT_CPU) });
+    if let Err(unfit) = svm::probe() {
+        refuse(&alloc::format!("{unfit}"));
+    }
+    init_interrupts(acpi.as_ref());
+    route_serial(acpi.as_ref(), 4);
+    svm::enter_cpu();
+    instr::sti();
+    match trampoline {
+        Some(page) => smp::start(&other_cpus(acpi.as_ref()), page),
+        None => log::warn!("no free page below 1 MiB: other CPUs stay off"),
+    }
+    log::info!("{} CPUs", smp::count());
+    power::off()
+}
+
+struct DirectMap;
+
+impl PhysRead for DirectMap {
+    fn read(&self, at: Hpa, len: usize) -> Option<alloc::vec::Vec<u8>> {
+        if at.raw().checked_add(len as u64)? >= 1 << 46 {
+            return None;
+        }
+        host::ensure_cached(at, len as u64);
+        // SAFETY: `ensure_cached` has mapped the range; the bytes are copied at once.
+        Some(unsafe { core::slice::from_raw_parts(direct::pointer(at), len) }.to_vec())
+    }
+}
+
+fn read_acpi(boot: &BootInfo) -> Option<Acpi> {
+    let rsdp = match &boot.rsdp {
+        Some(rsdp) => *rsdp,
+        None => Rsdp::search(&DirectMap).inspect_err(|e| log::warn!("no ACPI: {e}")).ok()?,
+    };
+    let acpi = Acpi::read(&DirectMap, &rsdp).inspect_err(|e| log::warn!("no ACPI: {e}")).ok()?;
+    for damage in &acpi.damaged {
+        log::warn!("ACPI: {damage}");
+    }
+    Some(acpi)
+}
+
+/// The I/O port of a register that lies in I/O space.
+fn io_port(register: Option<GenericAddress>) -> Option<u16> {
+    register.filter(|r| r.space == SpaceId::IO && r.address != 0).and_then(|r| u16::try_from(r.address).ok())
+}
+
+fn init_power(acpi: Option<&Acpi>, no_reboot: bool) {
+    let fadt = acpi.and_then(|a| a.fadt.as_ref());
+    let firmware = power::Firmware {
+        pm1_control: [fadt.and_then(|f| io_port(f.pm1a_control)), fadt.and_then(|f| io_port(f.pm1b_control))]
+            .map(|p| p.unwrap_or(0)),
+        s5: acpi.and_then(|a| a.s5).map(|s| [s.a, s.b]),
+        reset: fadt
+            .filter(|f| f.flags.has(FadtFlags::RESET))
+            .and_then(|f| f.reset)
+            .and_then(|(register, value)| Some((io_port(Some(register))?, value))),
+    };
+    power::init(firmware, no_reboot);
+}
+
+fn init_interrupts(acpi: Option<&Acpi>) {
+    let Some(madt) = acpi.and_then(|a| a.madt.as_ref()) else { return };
+    for chip in &madt.io_apics {
+        apic::ioapic::add(chip.at, chip.gsi_base);
+    }
+}
+
+/// The console's line, ISA interrupt `irq`, to the boot CPU.
+fn route_serial(acpi: Option<&Acpi>, irq: u8) {
+    let over = acpi.and_then(|a| a.madt.as_ref()).and_then(|m| m.overrides.iter().find(|o| o.irq == irq));
+    let line = apic::ioapic::Line {
+        gsi: over.map_or(irq.into(), |o| o.gsi),
+        low: over.and_then(|o| o.flags.active_low()).unwrap_or(false),
+        level: over.and_then(|o| o.flags.level()).unwrap_or(false),
+    };
+    if !apic::ioapic::route(line, crate::trap::vector::SERIAL, apic::id()) {
+        log::warn!("no IOAPIC pin for the serial line: its input is polled");
+    }
+}
+
+/// APIC ids of the CPUs to start: enabled ones, this one excepted.
+fn other_cpus(acpi: Option<&Acpi>) -> alloc::vec::Vec<u32> {
+    let me = apic::id();
+    let cpus = acpi.and_then(|a| a.madt.as_ref()).map(|m| m.cpus.as_slice()).unwrap_or_default();
+    cpus.iter().filter(|c| c.enabled && c.apic_id != me).map(|c| c.apic_id).collect()
+}
+
+/// Per-CPU control registers and MSRs, the same on all CPUs.
+pub fn init_cpu_state() {
+    // SAFETY: PAT's power-on value; CR4 bits that CPUID announces. OSXSAVE is needed to switch guests'
+    // extended state; FSGSBASE and the like stay off in Testudo, whose CR4 a guest never sees.
+    unsafe {
+        instr::wrmsr(msr::IA32_PAT, msr::PAT_RESET);
+        let features = instr::cpuid(1, 0)[2];
+        let mut cr4 = instr::read_cr4() | 1 << 9 | 1 << 10;
+        if features & (1 << 26) != 0 {
+            cr4 |= 1 << 18;
+        }
+        instr::write_cr4(cr4);
+    }
+    mce::init_cpu();
+}
+
+/// The loop of a CPU.
+pub fn run_cpu() -> ! {
+    loop {
+        instr::sti_hlt();
+    }
+}
+
+/// Stops with a message: the machine or its configuration cannot be used.
+pub fn refuse(why: &str) -> ! {
+    log::error!("cannot start: {why}");
+    instr::halt_forever()
+}
