@@ -5,7 +5,7 @@
 //! - [`resolve`] turns a message into receivers; [`Effect`] is what a write asks of the outside.
 //!
 //! An upcall by vector (Xen's `HVMOP_set_evtchn_upcall_vector`) is [`VlapicShared::post`].
-#![cfg_attr(not(test), forbid(unsafe_code))]
+#![forbid(unsafe_code)]
 
 mod access;
 mod base;
@@ -27,3 +27,6 @@ pub use reg::{MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC_FIRST, MSR_X2APIC_LAST
 pub use shared::{Startup, VlapicShared};
 pub use timer::{Deadline, MIN_PERIOD_NS, TIMER_HZ, TimeSource};
 pub use vectors::VectorSet;
+
+#[cfg(test)]
+mod tests;
