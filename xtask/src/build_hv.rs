@@ -22,8 +22,6 @@ pub struct Hv {
     pub image: PathBuf,
     /// The same with symbols, for a debugger.
     pub debug: PathBuf,
-    /// The name of this build, which Testudo prints.
-    pub id: String,
 }
 
 /// The linker script of the image, from the repository's root, unless the crate's build script gives it.
@@ -55,7 +53,7 @@ pub fn build(layout: &Layout, options: &HvOptions, policy: Policy) -> Result<Hv>
     proc::run(&mut cmd)?;
     let built = toolchain.target_dir(layout).join(toolchain::TARGET).join(profile).join("testudo");
     let bytes = std::fs::read(&built).with_context(|| format!("cargo left no {}", built.display()))?;
-    let hv = Hv { image: layout.out("testudo"), debug: layout.out("testudo.debug"), id };
+    let hv = Hv { image: layout.out("testudo"), debug: layout.out("testudo.debug") };
     let stripped = elf::strip(&bytes).context("the linked image is no usable ELF")?;
     let sizes = (stripped.len() as u64, bytes.len() as u64);
     write_if_new(&hv.image, &stripped)?;

@@ -1,8 +1,9 @@
 //! The little of ELF64 that xtask needs: dropping what is not loaded.
 use anyhow::{Context, Result, ensure};
 
-/// An ELF64 file without section headers, symbols and debug information: headers and segments stay where
-/// they are. (System V ABI, "ELF Header" and "Program Header".)
+/// An ELF64 file without sections, symbols and debug information: headers and segments stay where they are.
+/// (System V ABI, "ELF Header" and "Program Header".) One null section header remains, since GRUB's
+/// multiboot2 loader refuses a file with none.
 pub fn strip(elf: &[u8]) -> Result<Vec<u8>> {
     ensure!(elf.get(..6) == Some(b"\x7fELF\x02\x01"), "not a little-endian ELF64 file");
     let half = |at: usize| {
@@ -21,8 +22,11 @@ pub fn strip(elf: &[u8]) -> Result<Vec<u8>> {
         end = end.max(offset.checked_add(size).context("segment out of range")?);
     }
     let mut out = elf.get(..end).context("segments reach beyond the file")?.to_vec();
-    out[40..48].fill(0); // e_shoff
-    out[58..64].fill(0); // e_shentsize, e_shnum, e_shstrndx
+    out.resize(out.len().next_multiple_of(8), 0);
+    let sections = out.len() as u64;
+    out.resize(out.len() + 64, 0);
+    out[40..48].copy_from_slice(&sections.to_le_bytes()); // e_shoff
+    out[58..64].copy_from_slice(&[64, 0, 1, 0, 0, 0]); // e_shentsize, e_shnum, e_shstrndx
     Ok(out)
 }
 
@@ -46,8 +50,9 @@ mod tests {
     #[test]
     fn segments_stay_and_sections_go() {
         let out = strip(&sample()).unwrap();
-        assert_eq!(out.len(), 220);
-        assert_eq!((out[40], out[60]), (0, 0));
+        assert_eq!(out.len(), 224 + 64);
+        assert_eq!((out[40], out[58], out[60]), (224, 64, 1));
+        assert!(out[224..].iter().all(|&b| b == 0));
     }
 
     #[test]

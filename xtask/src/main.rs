@@ -83,7 +83,7 @@ fn chore(layout: &Layout, cli: Cli) -> Result<bool> {
         Chore::Build { parts, build } => {
             let all = parts.is_empty();
             if all || parts.iter().any(|p| p == "hv") {
-                build_hv::build(layout, &build.hv(), build.policy())?;
+                build.hv(layout)?;
             }
             if all || parts.iter().any(|p| p == "guests") {
                 guests::programs::linux(layout, build.policy())?;

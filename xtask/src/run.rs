@@ -117,6 +117,9 @@ pub struct BuildArgs {
     /// Use what is there; touch no network
     #[arg(long)]
     pub offline: bool,
+    /// Take this hypervisor image instead of building it
+    #[arg(long, value_name = "PATH")]
+    pub hv: Option<PathBuf>,
 }
 
 impl BuildArgs {
@@ -125,9 +128,18 @@ impl BuildArgs {
         Policy { offline: self.offline }
     }
 
-    /// For the build of the hypervisor.
-    pub fn hv(&self) -> HvOptions {
-        HvOptions { debug: self.debug, features: self.features.clone() }
+    /// The hypervisor, built if it is not given.
+    pub fn hv(&self, layout: &Layout) -> Result<Hv> {
+        if let Some(image) = &self.hv {
+            let image = std::fs::canonicalize(image)
+                .with_context(|| format!("hypervisor image {}", image.display()))?;
+            return Ok(Hv { debug: image.clone(), image });
+        }
+        build_hv::build(
+            layout,
+            &HvOptions { debug: self.debug, features: self.features.clone() },
+            self.policy(),
+        )
     }
 }
 
@@ -209,10 +221,12 @@ impl RunOptions {
                 lines.push((format!("{}@testudo l1 done ok", dom(name)), 1));
             }
         }
-        let forbidden = ["@testudo l1 done failed", "Kernel panic", "(testudo)*panic", "BUG: "];
+        let grub = ["you need to load the kernel first", "Failed to boot both", "grub rescue>"];
+        let guest = ["@testudo l1 done failed", "Kernel panic", "(testudo)*panic", "BUG: "];
+        let forbidden = grub.iter().chain(&guest);
         Expect {
             lines,
-            forbidden: forbidden.iter().map(|f| f.to_string()).collect(),
+            forbidden: forbidden.map(|f| f.to_string()).collect(),
             limit: Duration::from_secs(self.timeout),
         }
     }
@@ -229,7 +243,7 @@ impl RunOptions {
                 Boot::Kernel { image: guests.kernel, initrd: guests.ramdisk, cmdline: self.l1_cmdline() };
             return Ok(Prepared { machine, hv: None, config: BootConfig::default() });
         }
-        let hv = build_hv::build(layout, &self.build.hv(), policy)?;
+        let hv = self.build.hv(layout)?;
         let config = self.config(&guests);
         let iso = layout.out("testudo.iso");
         image::iso(layout, &hv.image, &config, &iso, policy)?;

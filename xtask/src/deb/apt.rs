@@ -120,11 +120,6 @@ impl Apt {
         Ok(())
     }
 
-    /// Whether lists were fetched once, so that packages can be named without the network.
-    pub fn has_lists(&self) -> bool {
-        self.dir.join("updated").exists()
-    }
-
     /// `names` and everything they depend on, as the archive has it now. Backports are preferred if
     /// `backports`: newer emulators come from there.
     pub fn closure(&self, names: &[&str], backports: bool) -> Result<Vec<Package>> {
@@ -153,12 +148,6 @@ impl Apt {
         let out = proc::output(self.command("apt-cache").args(["show", "--no-all-versions", name]))?;
         let line = out.lines().find_map(|l| l.strip_prefix("Depends: ")).unwrap_or("");
         Ok(line.split(',').filter_map(|d| d.split_whitespace().next()).map(String::from).collect())
-    }
-
-    /// Versions of `name` on offer, newest first.
-    pub fn versions(&self, name: &str) -> Result<Vec<String>> {
-        let out = proc::output(self.command("apt-cache").args(["madison", name]))?;
-        Ok(out.lines().filter_map(|l| l.split('|').nth(1)).map(|v| v.trim().to_string()).collect())
     }
 
     /// Downloads what the cache lacks, with progress. apt checks each file's hash.
