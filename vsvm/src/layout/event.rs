@@ -69,6 +69,15 @@ impl Event {
     pub const fn error(self) -> Option<u32> {
         if self.0 & Self::ERROR_VALID != 0 { Some((self.0 >> 32) as u32) } else { None }
     }
+    /// Whether delivery pushes the address of the next instruction: INTn, INT3 and INTO.
+    pub const fn pushes_next_rip(self) -> bool {
+        let soft = match self.kind() {
+            EventKind::Soft => true,
+            EventKind::Exception => matches!(self.vector(), 3 | 4),
+            _ => false,
+        };
+        self.is_valid() && soft
+    }
     /// The same bits with "valid" cleared, as the processor leaves EVENTINJ after an exit.
     pub const fn spent(self) -> Self {
         Self(self.0 & !Self::VALID)
