@@ -229,6 +229,17 @@ fn vcpu_thread(shared: &Shared, mut vcpu: VcpuFd, id: u32, start: &Barrier) {
             finish(shared, end);
         }
     }
+    if *lock(&shared.end) == Some(End::Timeout)
+        && let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs())
+    {
+        let (cs, cr0, cr3) = (sregs.cs.base, sregs.cr0, sregs.cr3);
+        let mut serial = lock(&shared.serial);
+        serial.finish();
+        let (rip, rflags, rsp) = (regs.rip, regs.rflags, regs.rsp);
+        serial.print(&format!(
+            "vmm: vcpu {id} rip={rip:#x} rflags={rflags:#x} rsp={rsp:#x} cs={cs:#x} cr0={cr0:#x} cr3={cr3:#x}\n"
+        ));
+    }
     // Leave the list before the handle dies with the thread.
     lock(&shared.threads).remove(&id);
 }

@@ -16,6 +16,11 @@ const CMDLINE: u64 = 0x2_0000;
 const LOW_END: u64 = 0x9_fc00;
 const HIGH: u64 = 0x10_0000;
 
+/// Where a PC's firmware starts; Linux may jump here to reboot ("reboot=b").
+const RESET_VECTOR: u64 = 0xf_fff0;
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp $-1`: all the firmware there is asks for a reset.
+const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+
 /// How to enter the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
@@ -41,6 +46,7 @@ pub enum Entry {
 /// Neither format fits, or something does not fit into RAM.
 pub fn load(ram: &Ram, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, cpus: u32) -> Result<Entry, String> {
     ram.write(acpi::BASE, &acpi::tables(cpus))?;
+    ram.write(RESET_VECTOR, &RESET_CODE)?;
     ram.write(CMDLINE, cmdline.as_bytes())?;
     ram.write(CMDLINE + cmdline.len() as u64, &[0])?;
     let initrd = initrd.map(|bytes| place_initrd(ram, bytes)).transpose()?;

@@ -106,6 +106,11 @@ impl Serial {
         }
     }
 
+    /// Print a line of our own, prefixed like the guest's.
+    pub fn print(&mut self, line: &str) {
+        line.bytes().for_each(|b| self.put(b));
+    }
+
     /// Print what is left of an unfinished line.
     pub fn finish(&mut self) {
         if !self.fresh || !self.line.is_empty() {
