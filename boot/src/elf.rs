@@ -193,12 +193,17 @@ impl LoadPlan {
             if note.name.strip_suffix(b"\0").unwrap_or(note.name) != b"Xen" {
                 continue;
             }
-            let word = |at| crate::bytes::u32_at(note.desc, at).ok_or(ElfError::BadNote);
             match note.n_type {
-                // Four bytes, though Linux for x86-64 once wrote eight: the upper half is zero then.
-                PHYS32_ENTRY => self.pvh_entry = Some(word(0)?),
+                // Four bytes by its definition; 64-bit Linux writes eight, the upper half zero.
+                PHYS32_ENTRY => {
+                    let entry = crate::bytes::u32_at(note.desc, 0).ok_or(ElfError::BadNote)?;
+                    self.pvh_entry = Some(entry);
+                }
                 PHYS32_RELOC => {
-                    let reloc = PvhReloc { align: word(0)?, min: word(4)?, max: word(8)? };
+                    // Each of the three words may be absent.
+                    let word = |at, default| crate::bytes::u32_at(note.desc, at).unwrap_or(default);
+                    let reloc =
+                        PvhReloc { align: word(0, 0x20_0000), min: word(4, 0), max: word(8, u32::MAX) };
                     if !reloc.align.is_power_of_two() || reloc.min > reloc.max {
                         return Err(ElfError::BadNote);
                     }
