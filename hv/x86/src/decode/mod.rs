@@ -141,3 +141,6 @@ pub fn warm_up() {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,7 +110,7 @@ fn only_whole_aligned_registers_are_written() {
     }
     _ = apic.mmio_write(0x80, 4, 0xffff_ffff_0000_0030, &T0);
     assert_eq!(apic.tpr(), 0x30);
-    apic.mmio_write(0x1080, 4, 0x40, &T0); // only the offset within the page counts
+    _ = apic.mmio_write(0x1080, 4, 0x40, &T0); // only the offset within the page counts
     assert_eq!(apic.tpr(), 0x40);
 }
 

@@ -34,7 +34,7 @@ fn config(id: u32) -> Config {
 /// An enabled APIC in xAPIC mode, known to senders.
 fn xapic(id: u32) -> (Vlapic, VlapicShared) {
     let (mut apic, shared) = (Vlapic::new(config(id)), VlapicShared::new(id));
-    write(&mut apic, Reg::SVR, 0x1ff);
+    _ = write(&mut apic, Reg::SVR, 0x1ff);
     assert!(apic.sync(&shared).is_none());
     (apic, shared)
 }

@@ -157,13 +157,13 @@ fn software_disable_rejects_new_and_keeps_old() {
 #[test]
 fn lvt_entries_deliver_by_their_type() {
     let (mut apic, _) = xapic(0);
-    write(&mut apic, Reg::LVT_PERF, 0x400); // NMI
+    _ = write(&mut apic, Reg::LVT_PERF, 0x400); // NMI
     assert!(apic.fire(Lvt::Perf) && apic.take_nmi());
     _ = write(&mut apic, Reg::LVT_PERF, 0x1_0400);
     assert!(!apic.fire(Lvt::Perf) && !apic.nmi_pending());
     _ = write(&mut apic, Reg::LVT_THERMAL, 0x77);
     assert!(apic.fire(Lvt::Thermal) && apic.is_requested(0x77));
-    write(&mut apic, Reg::LVT_LINT1, 0x200); // SMI: not here
+    _ = write(&mut apic, Reg::LVT_LINT1, 0x200); // SMI: not here
     assert!(!apic.fire(Lvt::Lint1));
 }
 
