@@ -10,6 +10,7 @@ mod lock;
 mod proc;
 mod qemu;
 mod run;
+mod scenario;
 mod session;
 mod setup;
 mod speech;
@@ -92,7 +93,8 @@ fn chore(layout: &Layout, cli: Cli) -> Result<bool> {
             Ok(true)
         }
         Chore::Image(options) => {
-            let prepared = options.prepare(layout)?;
+            let shop = scenario::Workshop::new(layout, options.build.clone());
+            let prepared = options.scenario()?.prepare(&shop, "testudo.iso")?;
             match (&prepared.hv, &prepared.machine.boot) {
                 (Some(hv), qemu::Boot::Iso(iso)) => image::explain(layout, iso, &hv.image, &prepared.config),
                 _ => anyhow::bail!("`image --bare` makes no image"),

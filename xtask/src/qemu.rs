@@ -3,11 +3,13 @@ use crate::layout::Layout;
 use crate::setup::{self, Policy, tools_root};
 use crate::tools::{self, Source};
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What executes the machine's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// QEMU's emulator, which has SVM: works everywhere.
     Tcg,
@@ -32,7 +34,8 @@ pub enum Boot {
 }
 
 /// An emulated machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Machine {
     /// QEMU's CPU model.
     pub cpu: String,
@@ -48,10 +51,17 @@ pub struct Machine {
     pub icount: bool,
     /// Wait for a debugger at this TCP port.
     pub gdb: Option<u16>,
-    /// What it starts.
+    /// What it starts: set when it is built.
+    #[serde(skip)]
     pub boot: Boot,
     /// More words for QEMU.
     pub extra: Vec<String>,
+}
+
+impl Default for Boot {
+    fn default() -> Boot {
+        Boot::Iso(PathBuf::new())
+    }
 }
 
 impl Default for Machine {
@@ -64,7 +74,7 @@ impl Default for Machine {
             uefi: false,
             icount: false,
             gdb: None,
-            boot: Boot::Iso(PathBuf::new()),
+            boot: Boot::default(),
             extra: Vec::new(),
         }
     }

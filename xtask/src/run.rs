@@ -1,19 +1,16 @@
 //! `xtask run`: the whole machine, from nothing installed to L2's user space.
 use crate::build_hv::{self, Hv, HvOptions};
-use crate::guests::initrd::L1;
-use crate::guests::kernels::{self, Kernel};
-use crate::guests::programs;
-use crate::image::{self, BootConfig, Domain};
 use crate::interactive;
 use crate::layout::Layout;
 use crate::qemu::{Accel, Boot, Machine};
-use crate::session::{Expect, Log, watch};
+use crate::scenario::{DomainSpec, Scenario, Wanted, Workshop};
+use crate::session::{End, Log, watch};
 use crate::setup::Policy;
 use crate::speech::Summary;
 use crate::ui;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Options of `cargo xtask run` (and of `image`, which makes what `run` would boot).
 #[derive(Debug, Clone, clap::Args)]
@@ -45,6 +42,9 @@ pub struct RunOptions {
     /// Memory of each L2 in MiB
     #[arg(long, default_value_t = 128, value_name = "MIB")]
     pub l2_memory: u32,
+    /// Run L2 by Debian's QEMU instead of our small monitor
+    #[arg(long)]
+    pub l2_qemu: bool,
     /// L1's plan: steps of its /init (see guests/README.md)
     #[arg(long, default_value = "modules,info,l2", value_name = "STEPS")]
     pub plan: String,
@@ -143,24 +143,6 @@ impl BuildArgs {
     }
 }
 
-/// The files of the guests of a run.
-#[derive(Debug)]
-struct Guests {
-    kernel: PathBuf,
-    ramdisk: Option<PathBuf>,
-}
-
-/// Everything that is built for a run.
-#[derive(Debug)]
-pub struct Prepared {
-    /// What boots.
-    pub machine: Machine,
-    /// The hypervisor, unless the run is bare.
-    pub hv: Option<Hv>,
-    /// GRUB's configuration.
-    pub config: BootConfig,
-}
-
 impl RunOptions {
     /// Names of the domains.
     fn names(&self) -> Vec<String> {
@@ -181,22 +163,18 @@ impl RunOptions {
         Ok(())
     }
 
-    /// The command line of an L1.
+    /// The command line of an L1, after its console.
     fn l1_cmdline(&self) -> String {
         if self.guest == "svm-l1" {
             return self.cmdline.clone();
         }
-        let console =
-            self.console.clone().unwrap_or_else(|| if self.bare { "ttyS0".into() } else { "hvc0".into() });
         let plan = if self.interactive { "modules,info,shell" } else { &self.plan };
-        let mut words = format!(
-            "console={console} panic=-1 nokaslr testudo.l1={plan} testudo.count={} testudo.cpus={} testudo.memory={}M",
-            self.l2s, self.l2_vcpus, self.l2_memory
+        let vmm = if self.l2_qemu { " testudo.vmm=qemu" } else { "" };
+        let words = format!(
+            "testudo.l1={plan} testudo.count={} testudo.cpus={} testudo.memory={}M{vmm} {}",
+            self.l2s, self.l2_vcpus, self.l2_memory, self.cmdline
         );
-        if !self.cmdline.is_empty() {
-            words += &format!(" {}", self.cmdline);
-        }
-        words
+        words.trim_end().to_string()
     }
 
     /// Megabytes of the machine: the domains, Testudo, and the modules that GRUB loads.
@@ -206,128 +184,73 @@ impl RunOptions {
     }
 
     /// What must be heard.
-    pub fn expect(&self) -> Expect {
+    fn expected(&self) -> Vec<Wanted> {
         let mut lines = Vec::new();
-        if !self.no_expect {
-            let dom = |name: &str| if self.bare { String::new() } else { format!("({name})*") };
-            for name in self.names().iter().take(if self.bare { 1 } else { usize::MAX }) {
-                if self.guest == "svm-l1" {
-                    lines.push((format!("{} passed, 0 failed", dom(name)), 1));
-                    continue;
-                }
-                if self.plan.split(',').any(|step| step == "l2") {
-                    lines.push((format!("{}@testudo l2 userland", dom(name)), self.l2s as usize));
-                }
-                lines.push((format!("{}@testudo l1 done ok", dom(name)), 1));
+        if self.no_expect {
+            return lines;
+        }
+        let dom = |name: &str| if self.bare { String::new() } else { format!("({name})*") };
+        for name in self.names().iter().take(if self.bare { 1 } else { usize::MAX }) {
+            if self.guest == "svm-l1" {
+                lines.push(Wanted::Once(format!("{} passed, 0 failed", dom(name))));
+                continue;
             }
+            if self.plan.split(',').any(|step| step == "l2") {
+                lines.push(Wanted::Times(format!("{}@testudo l2 userland", dom(name)), self.l2s as usize));
+            }
+            lines.push(Wanted::Once(format!("{}@testudo l1 done ok", dom(name))));
         }
-        let grub = ["you need to load the kernel first", "Failed to boot both", "grub rescue>"];
-        let guest = ["@testudo l1 done failed", "Kernel panic", "(testudo)*panic", "BUG: "];
-        let forbidden = grub.iter().chain(&guest);
-        Expect {
-            lines,
-            forbidden: forbidden.map(|f| f.to_string()).collect(),
-            limit: Duration::from_secs(self.timeout),
-        }
+        lines
     }
 
-    /// Fetches and builds all that the run needs.
-    pub fn prepare(&self, layout: &Layout) -> Result<Prepared> {
+    /// The scenario these options describe.
+    pub fn scenario(&self) -> Result<Scenario> {
         self.check()?;
-        let policy = self.build.policy();
-        let mut machine = self.machine();
-        machine.check()?;
-        let guests = self.guests(layout)?;
-        if self.bare {
-            machine.boot =
-                Boot::Kernel { image: guests.kernel, initrd: guests.ramdisk, cmdline: self.l1_cmdline() };
-            return Ok(Prepared { machine, hv: None, config: BootConfig::default() });
-        }
-        let hv = self.build.hv(layout)?;
-        let config = self.config(&guests);
-        let iso = layout.out("testudo.iso");
-        image::iso(layout, &hv.image, &config, &iso, policy)?;
-        machine.boot = Boot::Iso(iso);
-        Ok(Prepared { machine, hv: Some(hv), config })
-    }
-
-    fn config(&self, guests: &Guests) -> BootConfig {
-        let domains = self.names().into_iter().map(|name| Domain {
+        let domain = self.names().into_iter().map(|name| DomainSpec {
             name,
-            kernel: guests.kernel.clone(),
-            ramdisk: guests.ramdisk.clone(),
-            options: format!("vcpus={} memory={}M {}", self.vcpus, self.memory, self.domain_options),
+            guest: self.guest.clone(),
+            kernel: self.kernel.clone(),
+            l2_kernel: self.l2_kernel.clone(),
+            vcpus: self.vcpus,
+            memory: self.memory,
+            options: self.domain_options.clone(),
+            console: self.console.clone().unwrap_or_default(),
             cmdline: self.l1_cmdline(),
+            qemu: self.l2_qemu,
         });
-        BootConfig { options: self.options.clone(), domains: domains.collect(), menu: self.menu }
+        Ok(Scenario {
+            name: "run".into(),
+            bare: self.bare,
+            machine: self.machine(),
+            options: self.options.clone(),
+            domain: domain.collect(),
+            expect: self.expected(),
+            limit: self.timeout,
+            menu: self.menu,
+            ..Scenario::default()
+        })
     }
 
     fn machine(&self) -> Machine {
-        let cpu = self
-            .cpu
-            .clone()
-            .unwrap_or_else(|| if self.accel == Accel::Kvm { "host".into() } else { "max".into() });
+        let usual = if self.accel == Accel::Kvm { "host" } else { "max" };
         Machine {
-            cpu,
+            cpu: self.cpu.clone().unwrap_or_else(|| usual.into()),
             smp: self.smp,
             memory: self.machine_memory(),
             accel: self.accel,
             uefi: self.uefi,
             icount: self.icount,
             gdb: self.gdb,
-            boot: Boot::Iso(PathBuf::new()),
+            boot: Boot::default(),
             extra: self.qemu_words.clone(),
         }
     }
-
-    fn guests(&self, layout: &Layout) -> Result<Guests> {
-        let policy = self.build.policy();
-        if self.guest == "svm-l1" {
-            return Ok(Guests { kernel: programs::svm_l1(layout, policy)?, ramdisk: None });
-        }
-        let (kernel, l2_kernel) =
-            (self.find_kernel(layout, &self.kernel)?, self.find_kernel(layout, &self.l2_kernel)?);
-        let busybox = kernels::busybox(layout, policy)?;
-        let programs = programs::linux(layout, policy)?;
-        let image = L1 {
-            programs: &programs,
-            busybox: &busybox,
-            kernel: &kernel,
-            l2_kernel: &l2_kernel.image,
-            extra: &[],
-        };
-        let name = format!("initrd-l1-{}-l2-{}", short(&self.kernel), short(&self.l2_kernel));
-        let ramdisk = image.write(layout, &name)?;
-        Ok(Guests { kernel: kernel.image, ramdisk: Some(ramdisk) })
-    }
-
-    fn find_kernel(&self, layout: &Layout, name: &str) -> Result<Kernel> {
-        if !name.contains('/') {
-            return kernels::kernel(layout, kernels::by_version(name)?, self.build.policy());
-        }
-        let image = std::fs::canonicalize(name).with_context(|| format!("guest kernel {name}"))?;
-        let modules = std::env::var_os("TESTUDO_MODULES").map(PathBuf::from);
-        let modules = modules.or_else(|| {
-            let release = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
-            Some(PathBuf::from("/lib/modules").join(release)).filter(|p| p.is_dir())
-        });
-        let modules = modules.with_context(|| {
-            format!(
-                "the modules of {name} are not in /lib/modules; give their folder with TESTUDO_MODULES=/path"
-            )
-        })?;
-        Ok(Kernel { image, modules, release: name.to_string() })
-    }
-}
-
-/// A kernel's name inside a file name.
-fn short(kernel: &str) -> String {
-    kernel.rsplit('/').next().unwrap_or(kernel).to_string()
 }
 
 /// `xtask run`; true if everything expected came.
 pub fn run(layout: &Layout, options: &RunOptions) -> Result<bool> {
-    let prepared = options.prepare(layout)?;
+    let scenario = options.scenario()?;
+    let prepared = scenario.prepare(&Workshop::new(layout, options.build.clone()), "testudo.iso")?;
     let mut cmd = prepared.machine.command(layout, options.build.policy())?;
     if let Some(port) = options.gdb {
         ui::step(&format!(
@@ -346,12 +269,12 @@ pub fn run(layout: &Layout, options: &RunOptions) -> Result<bool> {
     let mut log = Log::create(&path, true)?;
     let mut summary = Summary::default();
     let start = Instant::now();
-    let end = watch(&mut cmd, &options.expect(), |line, seconds| {
+    let end = watch(&mut cmd, &scenario.expectations(), |line, seconds| {
         log.line(line, seconds);
         summary.hear(line, seconds);
     })?;
     println!("\n{}", summary.table());
-    let ok = end.ok() || (options.no_expect && matches!(end, crate::session::End::Ended(_)));
+    let ok = end.ok() || (options.no_expect && matches!(end, End::Ended(_)));
     let verdict = if ok { ui::paint("32", "ok") } else { ui::paint("31", "FAILED") };
     println!(
         "{verdict}: {} ({:.1} s; log: {})",
@@ -379,8 +302,9 @@ mod tests {
 
     #[test]
     fn each_l1_and_its_l2_must_report() {
-        let expect = options(&["--l1s", "2", "--l2s", "3"]).expect();
-        let lines: Vec<_> = expect.lines.iter().map(|(l, n)| (l.as_str(), *n)).collect();
+        let scenario = options(&["--l1s", "2", "--l2s", "3"]).scenario().unwrap();
+        let lines = scenario.expectations().lines;
+        let lines: Vec<_> = lines.iter().map(|(l, n)| (l.as_str(), *n)).collect();
         assert_eq!(
             lines,
             [
@@ -393,18 +317,17 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_run_has_one_machine_and_its_own_console() {
-        let bare = options(&["--bare", "--l1s", "2"]);
-        assert_eq!(bare.expect().lines.len(), 2);
-        assert!(bare.l1_cmdline().starts_with("console=ttyS0 "));
-        assert!(options(&[]).l1_cmdline().starts_with("console=hvc0 "));
+    fn a_bare_run_expects_no_prefix() {
+        let bare = options(&["--bare", "--l1s", "2"]).scenario().unwrap();
+        assert_eq!(bare.expect.len(), 2);
+        assert!(bare.expectations().lines.iter().all(|(l, _)| l.starts_with("@testudo")));
         assert_eq!(options(&["--l1s", "2", "--memory", "512"]).machine_memory(), 1536);
     }
 
     #[test]
     fn odd_numbers_are_refused() {
-        assert!(options(&["--l1s", "0"]).check().is_err());
-        assert!(options(&["--guest", "dos"]).check().is_err());
+        assert!(options(&["--l1s", "0"]).scenario().is_err());
+        assert!(options(&["--guest", "dos"]).scenario().is_err());
         assert!(options(&["--memory", "4294967295", "--l1s", "26"]).machine_memory() > 0);
     }
 }

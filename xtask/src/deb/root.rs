@@ -122,6 +122,12 @@ impl Root {
         dirs.map(|d| d.display().to_string()).collect::<Vec<_>>().join(":")
     }
 
+    /// The loader of the root's own C library.
+    pub fn loader(&self) -> Result<PathBuf> {
+        let name = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+        self.find(&[&format!("usr/{name}"), name]).context("the private root has no loader (libc6)")
+    }
+
     /// Writes a starter for `program` into `bin` and gives its path. The root's own loader starts it, so
     /// neither the host's C library nor an LD_LIBRARY_PATH that its children would inherit is involved.
     pub fn starter(&self, bin: &Path, name: &str, program: &Path) -> Result<PathBuf> {

@@ -5,8 +5,11 @@ use super::modules::{self, without_signature};
 use super::programs::Programs;
 use crate::build_hv::write_if_new;
 use crate::layout::Layout;
+use crate::proc;
+use crate::setup::{self, Group, Policy, tools_root};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The modules an L1 needs to be a hypervisor.
 const L1_MODULES: &[&str] = &["irqbypass", "kvm", "ccp", "kvm_amd"];
@@ -75,5 +78,61 @@ impl L1<'_> {
         let path = layout.out(name);
         write_if_new(&path, &self.pack()?)?;
         Ok(path)
+    }
+}
+
+/// Debian's QEMU with its libraries and firmware, as (path in an image, file here). It comes from the private
+/// root, whatever the machine's own QEMU is.
+pub fn debian_qemu(layout: &Layout, policy: Policy) -> Result<Vec<(String, PathBuf)>> {
+    let root = tools_root(layout);
+    let program = "usr/bin/qemu-system-x86_64";
+    if root.find(&[program]).is_none() {
+        setup::install(layout, Group::Qemu, policy)?;
+    }
+    let binary = root.find(&[program]).context("Debian's qemu-system-x86 has no qemu-system-x86_64")?;
+    let loader = root.loader()?;
+    let mut list = Command::new(&loader);
+    list.args(["--library-path", &root.library_path(), "--list"]).arg(&binary);
+    let libraries = proc::output(&mut list)?;
+    let mut files = vec![(program.to_string(), binary), ("lib64/ld-linux-x86-64.so.2".to_string(), loader)];
+    files.extend(libraries.lines().filter_map(library));
+    // What a PC without graphics loads: the firmware, and the option ROMs that start a kernel.
+    for name in [
+        "seabios/bios-256k.bin",
+        "qemu/bios-256k.bin",
+        "qemu/kvmvapic.bin",
+        "qemu/linuxboot_dma.bin",
+        "qemu/pvh.bin",
+    ] {
+        if let Some(file) = root.find(&[
+            &format!("usr/share/{name}"),
+            &format!("usr/share/seabios/{}", name.rsplit('/').next().unwrap_or(name)),
+        ]) {
+            files.push((format!("usr/share/{name}"), file));
+        }
+    }
+    Ok(files)
+}
+
+/// `libx.so.1 => /path/libx.so.1 (0x…)`, as the loader lists it, to its place in the image.
+fn library(line: &str) -> Option<(String, PathBuf)> {
+    let (name, rest) = line.trim().split_once(" => ")?;
+    let path = PathBuf::from(rest.rsplit_once(" (")?.0);
+    let name = name.rsplit('/').next()?;
+    (!name.starts_with("ld-linux")).then(|| (format!("lib/x86_64-linux-gnu/{name}"), path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loaders_list_gives_places_in_the_image() {
+        let (place, path) = library("\tlibz.so.1 => /r/usr/lib/libz.so.1 (0x00007f)").unwrap();
+        assert_eq!(
+            (place.as_str(), path.to_str().unwrap()),
+            ("lib/x86_64-linux-gnu/libz.so.1", "/r/usr/lib/libz.so.1")
+        );
+        assert!(library("\tlinux-vdso.so.1 (0x00007ff)").is_none());
     }
 }
