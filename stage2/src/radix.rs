@@ -370,3 +370,6 @@ fn uniform<F: Format>(
     };
     (first.hpa.is_aligned(whole.size) && entries().enumerate().all(adjacent)).then(|| F::leaf(&whole))
 }
+
+#[cfg(test)]
+mod tests;
