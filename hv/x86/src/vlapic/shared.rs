@@ -5,7 +5,7 @@
 //! that changes `outstanding` from clear to set owes the target a kick. The owner clears `outstanding`
 //! first and collects afterwards, so a request is either collected or followed by a kick, never lost.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use hv_core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::dest::{Addressing, MODEL_FLAT, Mode};
 use super::icr::{DeliveryMode, Ipi};
@@ -63,10 +63,10 @@ pub(super) struct Collected {
 
 impl VlapicShared {
     /// The shared part of an APIC just reset: xAPIC mode, software-disabled.
-    pub const fn new(id: u32) -> Self {
+    pub fn new(id: u32) -> Self {
         Self {
-            pir: [const { AtomicU64::new(0) }; 4],
-            level: [const { AtomicU64::new(0) }; 4],
+            pir: core::array::from_fn(|_| AtomicU64::new(0)),
+            level: core::array::from_fn(|_| AtomicU64::new(0)),
             events: AtomicU32::new(0),
             addressing: AtomicU32::new(pack(&Addressing {
                 id,

@@ -3,6 +3,8 @@
 mod access;
 mod base;
 mod dest;
+#[cfg(loom)]
+mod interleaving;
 mod model;
 mod priority;
 mod shared;
