@@ -5,11 +5,12 @@
 //! | gzip | miniz_oxide | the output | no unsafe; the usual choice |
 //! | LZ4 | lz4_flex | the output | no unsafe with `safe-decode` |
 //! | xz | lzma-rust2 | its own, at most [`XZ_MEMORY`] | no unsafe without `optimization`; knows the x86 filter |
-//! | zstd | ruzstd | its own, at most twice [`ZSTD_WINDOW`] | unsafe in its ring buffer; no other is pure Rust and no_std |
+//! | zstd | ruzstd | its own, see `zstd_memory` | unsafe in its ring buffer; no other is pure Rust and no_std |
 
 use super::{ExtractError, Format};
 use crate::bytes::{u8_at, u16_at, u32_at};
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use lzma_rust2::{Action, Status, XzStream};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
@@ -142,23 +143,35 @@ fn zstd(input: &[u8], out: &mut [u8]) -> Result<usize, ExtractError> {
     /// Bytes to decode before the output is drained.
     const STEP: usize = 1 << 20;
     const CORRUPT: ExtractError = ExtractError::Corrupt(Format::Zstd);
+    let too_large = ExtractError::TooLarge { limit: out.len() };
     let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(ZSTD_WINDOW);
     let mut input = input;
     decoder.init(&mut input).map_err(|_| CORRUPT)?;
-    let mut written = 0;
+    zstd_memory(out.len())?;
+    let (mut written, mut decoded) = (0, 0);
     loop {
         let step = BlockDecodingStrategy::UptoBytes(STEP);
         let finished = decoder.decode_blocks(&mut input, step).map_err(|_| CORRUPT)?;
         let bytes = decoder.read(&mut out[written..]).map_err(|_| CORRUPT)?;
         written = out.len().min(written + bytes);
         if finished {
-            let rest = decoder.can_collect();
-            return if rest == 0 { Ok(written) } else { Err(ExtractError::TooLarge { limit: out.len() }) };
+            return if decoder.can_collect() == 0 { Ok(written) } else { Err(too_large) };
         }
-        // What leaves the window finds no room: there is no end to wait for.
-        if written == out.len() && decoder.can_collect() > 0 {
-            return Err(ExtractError::TooLarge { limit: out.len() });
+        // Most of what was decoded may still be in the window: count it, or a small file could fill that.
+        decoded += STEP;
+        if decoded > out.len() {
+            return Err(too_large);
         }
     }
+}
+
+/// Makes sure that ruzstd will find the memory for its window, as it panics where there is none: the ring
+/// buffer doubles as content comes in, with old and new there at once, and holds no more than the window
+/// or the content, whichever is less, and a step.
+fn zstd_memory(content: usize) -> Result<(), ExtractError> {
+    let ring = content.min(ZSTD_WINDOW as usize).next_power_of_two() + (2 << 20);
+    let bytes = ring + ring / 2;
+    let mut probe = Vec::<u8>::new();
+    probe.try_reserve_exact(bytes).map_err(|_| ExtractError::OutOfMemory { bytes })
 }
