@@ -32,3 +32,6 @@ pub mod reflect;
 pub mod route;
 pub mod state;
 pub mod vmcb12;
+
+#[cfg(test)]
+mod tests;
