@@ -27,13 +27,17 @@ pub struct Hv {
 /// The linker script of the image, from the repository's root, unless the crate's build script gives it.
 const LINK_SCRIPT: &str = "hv/x86/link.ld";
 
+/// How the image is compiled: linked at its fixed address in the upper half, with frame pointers for traces.
+pub const FLAGS: &[&str] =
+    &["-Crelocation-model=static", "-Ccode-model=kernel", "-Cforce-frame-pointers=yes"];
+
 /// Builds the hypervisor into `target/testudo`.
 pub fn build(layout: &Layout, options: &HvOptions, policy: Policy) -> Result<Hv> {
     let toolchain = toolchain::find(layout, policy)?;
     let _guard = lock::images(layout)?;
     let id = build_id(layout);
     ui::step(&format!("building testudo {id} with rustc {}", toolchain.title()));
-    let mut flags = vec!["-Crelocation-model=static", "-Ccode-model=kernel", "-Cforce-frame-pointers=yes"];
+    let mut flags = FLAGS.to_vec();
     let script = format!("-Clink-arg=-T{LINK_SCRIPT}");
     if layout.repo(LINK_SCRIPT).is_file() && !layout.repo("hv/build.rs").is_file() {
         flags.push(&script);

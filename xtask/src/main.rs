@@ -1,4 +1,6 @@
 //! Every chore of the project is a subcommand.
+#![forbid(unsafe_code)]
+
 mod build_hv;
 mod deb;
 mod elf;
@@ -6,6 +8,7 @@ mod guests;
 mod image;
 mod interactive;
 mod layout;
+mod lint;
 mod lock;
 mod proc;
 mod qemu;
@@ -14,6 +17,7 @@ mod scenario;
 mod session;
 mod setup;
 mod speech;
+mod test;
 mod toolchain;
 mod tools;
 mod ui;
@@ -25,6 +29,7 @@ use run::{BuildArgs, RunOptions};
 use setup::Policy;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use test::TestOptions;
 
 /// Testudo's chores.
 #[derive(Debug, Parser)]
@@ -60,6 +65,14 @@ enum Chore {
     Image(#[command(flatten)] RunOptions),
     /// Build everything, boot the whole machine in QEMU and show it
     Run(#[command(flatten)] RunOptions),
+    /// Run formatting, lints, host tests and system tests
+    Test(#[command(flatten)] TestOptions),
+    /// Check the rules of the house that no compiler knows
+    Lint {
+        /// Also list the longest source files
+        #[arg(long)]
+        lengths: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -102,5 +115,7 @@ fn chore(layout: &Layout, cli: Cli) -> Result<bool> {
             Ok(true)
         }
         Chore::Run(options) => run::run(layout, &options),
+        Chore::Test(options) => test::run(layout, &options),
+        Chore::Lint { lengths } => lint::run(layout, lengths),
     }
 }

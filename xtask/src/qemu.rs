@@ -84,7 +84,15 @@ impl Machine {
     /// QEMU's command for this machine, with the serial line on standard input and output.
     pub fn command(&self, layout: &Layout, policy: Policy) -> Result<Command> {
         let qemu = setup::require(layout, &tools::QEMU, policy)?;
-        let mut cmd = Command::new(qemu.path());
+        let mut cmd = match crate::proc::which("setpriv") {
+            // The machine ends with xtask, even if that is killed.
+            Some(setpriv) => {
+                let mut cmd = Command::new(setpriv);
+                cmd.args(["--pdeathsig", "KILL", "--"]).arg(qemu.path());
+                cmd
+            }
+            None => Command::new(qemu.path()),
+        };
         if qemu.source == Source::Private {
             let share = tools_root(layout).dir().join("usr/share");
             for dir in ["qemu", "seabios", "ipxe/qemu"] {

@@ -119,7 +119,11 @@ impl Summary {
                 reasons.insert(get("reason"), count);
             }
         }
-        let who = if line.speakers.is_empty() { "machine".to_string() } else { line.speakers.join(" ") };
+        // A bare machine, or an L2 of a monitor that prefixes nothing, says in the result who it is.
+        let named = line.text.strip_prefix("@testudo ").and_then(|t| t.split_whitespace().next());
+        let mut who = line.speakers.clone();
+        who.extend(named.filter(|n| who.last().is_none_or(|w| !w.starts_with(n))).map(String::from));
+        let who = if who.is_empty() { "machine".to_string() } else { who.join(" ") };
         let first = line.text.contains("Linux version ");
         let result = line.fields("@testudo").filter(|f| f.contains_key("kernel"));
         if first || result.is_some() {

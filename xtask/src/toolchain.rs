@@ -86,6 +86,11 @@ impl Toolchain {
         layout.target("hv").join(self.kind.name())
     }
 
+    /// Whether `cargo clippy` works with it: Debian's has no clippy of the same version.
+    pub fn has_clippy(&self) -> bool {
+        self.kind == Kind::Target && self.rustc.with_file_name("cargo-clippy").exists()
+    }
+
     /// One line for people.
     pub fn title(&self) -> String {
         format!("{} ({})", self.version, self.kind.name())

@@ -1,0 +1,140 @@
+//! `xtask test`: rows of checks on the host, then whole machines.
+mod host;
+mod system;
+
+use crate::layout::Layout;
+use crate::run::BuildArgs;
+use crate::ui;
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TestOptions {
+    /// Run only rows whose name contains one of these
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// List the rows and end
+    #[arg(long)]
+    pub list: bool,
+    /// Also the long rows
+    #[arg(long)]
+    pub full: bool,
+    /// Machines at a time
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub jobs: usize,
+    /// How the hypervisor is built.
+    #[command(flatten)]
+    pub build: BuildArgs,
+}
+
+/// How a row ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passed.
+    Passed,
+    /// It failed: why.
+    Failed(String),
+    /// It can't be run here: why.
+    Skipped(String),
+}
+
+/// One row of the summary.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    name: String,
+    verdict: Verdict,
+    seconds: f64,
+}
+
+impl Outcome {
+    /// Prints the row, and the end of its log if it failed.
+    fn report(&self, layout: &Layout) {
+        let (mark, why) = match &self.verdict {
+            Verdict::Passed => (ui::paint("32", "ok     "), ""),
+            Verdict::Failed(why) => (ui::paint("31", "FAILED "), why.as_str()),
+            Verdict::Skipped(why) => (ui::paint("33", "skipped"), why.as_str()),
+        };
+        println!("{mark} {:<28} {:>7.1} s  {why}", self.name, self.seconds);
+        if matches!(self.verdict, Verdict::Failed(_)) {
+            let path = log_path(layout, &self.name);
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            for line in crate::proc::tail(&text, 40).lines() {
+                println!("    | {line}");
+            }
+            println!("    log: {}", layout.show(&path));
+        }
+    }
+}
+
+/// Where a row's log is.
+fn log_path(layout: &Layout, name: &str) -> PathBuf {
+    layout.target("test-logs").join(format!("{name}.log"))
+}
+
+/// The last line: what a summary's reader looks for.
+fn summary(outcomes: &[Outcome]) -> String {
+    let count = |f: fn(&Verdict) -> bool| outcomes.iter().filter(|o| f(&o.verdict)).count();
+    let skipped = match count(|v| matches!(v, Verdict::Skipped(_))) {
+        0 => String::new(),
+        n => format!(", {n} skipped"),
+    };
+    let (passed, failed) = (count(|v| *v == Verdict::Passed), count(|v| matches!(v, Verdict::Failed(_))));
+    format!("{passed} passed, {failed} failed{skipped}")
+}
+
+/// `xtask test`; true if no row failed.
+pub fn run(layout: &Layout, options: &TestOptions) -> Result<bool> {
+    let scenarios = system::load(layout)?;
+    let chosen =
+        |name: &str| options.names.is_empty() || options.names.iter().any(|n| name.contains(n.as_str()));
+    let checks: Vec<_> = host::CHECKS.iter().filter(|c| chosen(c.name)).collect();
+    let by_name = !options.names.is_empty();
+    let scenarios: Vec<_> = scenarios
+        .into_iter()
+        .filter(|s| chosen(&s.name) && (!s.full || options.full || by_name || options.list))
+        .collect();
+    if checks.is_empty() && scenarios.is_empty() {
+        bail!("no row has a name with {}; `cargo xtask test --list` shows them", options.names.join(" or "));
+    }
+    if options.list {
+        for check in checks {
+            println!("{:<28} {}", check.name, check.about);
+        }
+        for scenario in scenarios {
+            let full = if scenario.full { " (only with --full or by name)" } else { "" };
+            println!("{:<28} {}{full}", scenario.name, scenario.about);
+        }
+        return Ok(true);
+    }
+    let mut outcomes = Vec::new();
+    for check in checks {
+        let start = Instant::now();
+        ui::step(&format!("test {}", check.name));
+        let verdict = check.run(layout, &options.build);
+        let outcome = Outcome { name: check.name.into(), verdict, seconds: start.elapsed().as_secs_f64() };
+        outcome.report(layout);
+        outcomes.push(outcome);
+    }
+    outcomes.extend(system::run(layout, options, &scenarios));
+    println!("\n{}", summary(&outcomes));
+    Ok(!outcomes.iter().any(|o| matches!(o.verdict, Verdict::Failed(_))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(verdict: Verdict) -> Outcome {
+        Outcome { name: "x".into(), verdict, seconds: 0.0 }
+    }
+
+    #[test]
+    fn the_summary_names_skips_only_if_there_are_any() {
+        let mut all = vec![outcome(Verdict::Passed), outcome(Verdict::Failed("y".into()))];
+        assert_eq!(summary(&all), "1 passed, 1 failed");
+        all.push(outcome(Verdict::Skipped("z".into())));
+        assert_eq!(summary(&all), "1 passed, 1 failed, 1 skipped");
+    }
+}
