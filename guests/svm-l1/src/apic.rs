@@ -11,6 +11,10 @@ const EOI: u64 = 0xb0;
 const SVR: u64 = 0xf0;
 const ICR_LOW: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
+const TIMER: u64 = 0x320;
+const TIMER_COUNT: u64 = 0x380;
+const TIMER_DIVIDE: u64 = 0x3e0;
+const PERIODIC: u32 = 1 << 17;
 const SELF: u32 = 1 << 18;
 /// Vector of spurious interrupts.
 pub const SPURIOUS: u8 = 0xff;
@@ -65,6 +69,13 @@ pub fn self_ipi(vector: u8) {
 /// Send an NMI to this CPU (by its id: the shorthand "self" is for fixed interrupts only).
 pub fn self_nmi() {
     command(0x4400, id());
+}
+
+/// Interrupt this CPU with `vector` every `count` ticks of the APIC's clock.
+pub fn start_timer(vector: u8, count: u32) {
+    write(TIMER_DIVIDE, 0xb);
+    write(TIMER, PERIODIC | u32::from(vector));
+    write(TIMER_COUNT, count);
 }
 
 /// INIT, then twice SIPI with page `page`, to every other CPU.

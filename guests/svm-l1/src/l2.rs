@@ -93,9 +93,40 @@ impl L2 {
     /// The same, but leaves GIF at 0.
     pub fn run_gif0(&mut self) -> u64 {
         cpu::clgi();
+        self.enter()
+    }
+
+    /// VMRUN and nothing else; the caller has seen to GIF.
+    pub fn enter(&mut self) -> u64 {
         // SAFETY: the VMCB decides what runs; tests give the guest pages of the arena and code of ours.
         unsafe { svm_enter(self.vmcb.0, &raw mut self.regs) };
         self.vmcb.get(EXIT_CODE)
+    }
+
+    /// VMRUN that may fault; the fault, if there was one.
+    pub fn try_enter(&mut self) -> Option<crate::trap::Fault> {
+        // SAFETY: as for `enter`. A fault is caught at VMRUN, with the guest's registers loaded: the frame's stack
+        // pointer is restored by `trap`, RBX and RBP by us, the others are declared lost.
+        unsafe {
+            core::arch::asm!(
+                "push rbx",
+                "push rbp",
+                "lea r11, [rip + 77f]",
+                "mov [rip + FIXUP_RIP], r11",
+                "mov [rip + FIXUP_RSP], rsp",
+                "call {enter}",
+                "77:",
+                "mov qword ptr [rip + FIXUP_RIP], 0",
+                "pop rbp",
+                "pop rbx",
+                enter = sym svm_enter,
+                in("rdi") self.vmcb.0,
+                in("rsi") &raw mut self.regs,
+                out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+                clobber_abi("C"),
+            );
+        }
+        crate::trap::take_fault()
     }
 
     /// Set an intercept by its exit code (CR, DR, exceptions, MISC1, MISC2).

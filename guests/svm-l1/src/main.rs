@@ -81,7 +81,7 @@ extern "C" fn rust_main(info: u64) -> ! {
     let good = if line.get("bench").is_some() {
         bench::run(line.number("rounds", 500))
     } else if line.get("hostile").is_some() {
-        hostile::run(line.number("seed", 1), line.number("rounds", 2000))
+        hostile::run(line.number("seed", 1), line.number("rounds", 2000), line.get("wild").is_some())
     } else {
         let mut runner = runner::Runner::new(line.get("only").unwrap_or_default());
         tests::run(&mut runner);

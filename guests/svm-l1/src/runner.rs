@@ -20,7 +20,8 @@ impl Text {
         text
     }
 
-    fn as_str(&self) -> &str {
+    /// The text.
+    pub fn as_str(&self) -> &str {
         core::str::from_utf8(&self.bytes[..self.length]).unwrap_or("?")
     }
 }
@@ -114,6 +115,8 @@ impl<'a> Runner<'a> {
         cpu::wrmsr(cpu::EFER, cpu::rdmsr(cpu::EFER) | cpu::SVME);
         cpu::wrmsr(cpu::VM_HSAVE_PA, arena::page());
         let outcome = case();
+        // A test may have loaded a task register of its own.
+        crate::trap::init(0);
         cpu::cli();
         cpu::wrmsr(cpu::EFER, cpu::rdmsr(cpu::EFER) | cpu::SVME);
         cpu::stgi();
