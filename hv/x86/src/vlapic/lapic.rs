@@ -153,7 +153,8 @@ impl Vlapic {
         self.publish(shared);
         let Some(new) = shared.collect() else { return Startup::default() };
         for word in 0..4 {
-            if new.requests[word] != 0 {
+            // What was on its way when the APIC was disabled must not turn up when it is enabled again.
+            if new.requests[word] != 0 && self.base.mode() != Mode::Disabled {
                 self.irr.assign(word, new.requests[word], u64::MAX);
                 self.tmr.assign(word, new.requests[word], new.level[word]);
             }
@@ -193,6 +194,13 @@ impl Vlapic {
     /// Writes CR8: the low four bits of `class` become the task priority's class, its subclass 0.
     pub const fn set_cr8(&mut self, class: u8) {
         self.tpr = class << 4;
+    }
+
+    /// Takes over V_TPR after an exit: as the class moved or not, so the subclass goes or stays.
+    pub const fn observe_v_tpr(&mut self, class: u8) {
+        if class & 0xf != self.cr8() {
+            self.set_cr8(class);
+        }
     }
 
     fn in_service(&self) -> u8 {

@@ -69,6 +69,7 @@ fn disabling_forgets_the_registers() {
     let (mut apic, shared) = xapic(0);
     apic.set_tpr(0x20);
     apic.accept(0x30);
+    assert!(shared.post(0x31));
     assert_eq!(apic.write_base(OFF), Ok(Effect::BaseChanged));
     assert!(apic.sync(&shared).is_none());
     assert!(!shared.post(0x40));
@@ -77,7 +78,7 @@ fn disabling_forgets_the_registers() {
     assert_eq!(apic.write_base(XAPIC), Ok(Effect::BaseChanged));
     assert_eq!(read(&mut apic, Reg::SVR), 0xff);
     assert_eq!(apic.tpr(), 0);
-    assert!(!apic.is_requested(0x30));
+    assert!(!apic.is_requested(0x30) && !apic.is_requested(0x31));
 }
 
 #[test]

@@ -111,6 +111,11 @@ fn cr8_is_the_upper_half_of_tpr() {
     assert_eq!(read(&mut apic, Reg::TPR), 0x50);
     apic.set_cr8(0x1f);
     assert_eq!(apic.tpr(), 0xf0);
+    apic.set_tpr(0x35);
+    apic.observe_v_tpr(3);
+    assert_eq!(apic.tpr(), 0x35, "the guest didn't touch CR8");
+    apic.observe_v_tpr(4);
+    assert_eq!(apic.tpr(), 0x40);
 }
 
 #[test]
