@@ -200,3 +200,18 @@ fn invlpga_reaches_the_tag_of_that_asid_only() {
     assert!(map.select(copy.checked().unwrap(), true).resync);
     assert!(!map.select(copy.checked().unwrap(), true).resync);
 }
+
+#[test]
+fn invlpga_on_another_processor_is_not_lost_on_the_way_back() {
+    let (mut here, there, mut map) = (AsidPool::new(16), AsidPool::new(16), AsidMap::<8>::new());
+    let copy = c12(5, 0, None);
+    let s = map.select(copy.checked().unwrap(), true);
+    let before = map.tag(s.index).prepare(&mut here, 0, 0, true);
+    map.tag(s.index).entered();
+    here.entered();
+    // The vCPU moves, executes INVLPGA before any VMRUN there, and moves back.
+    assert_eq!(map.invlpga(5, &there, 1), None);
+    let s = map.select(copy.checked().unwrap(), true);
+    let after = map.tag(s.index).prepare(&mut here, 0, 0, true);
+    assert_eq!(after, Grant { tlb_control: tlb_control::THIS_ASID, ..before });
+}
