@@ -78,20 +78,21 @@ entry64:
     .code16
     .globl ap_trampoline, ap_trampoline_end
 ap_trampoline:
+    .byte 0xeb, 14                      # over the GDT pointer, which lies at 8008h
+    .skip 6
+    .word boot_gdt_end - boot_gdt - 1
+    .long boot_gdt
+    .skip 2
     cli
     xor ax, ax
     mov ds, ax
     .byte 0x66                          # 32-bit base
-    lgdt [0x8000 + ap_gdtr - ap_trampoline]
+    lgdt [0x8008]
     mov eax, 0x11
     mov cr0, eax
     .byte 0x66, 0xea                    # ljmp 18h:ap32
     .long ap32
     .word 0x18
-    .balign 8
-ap_gdtr:
-    .word boot_gdt_end - boot_gdt - 1
-    .long boot_gdt
 ap_trampoline_end:
 
     .code32
