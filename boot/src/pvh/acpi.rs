@@ -40,7 +40,7 @@ pub struct ResetPort {
 
 /// The local APIC id of a vCPU: Xen's guests have even ids.
 pub const fn apic_id(vcpu: u32) -> u32 {
-    vcpu * 2
+    vcpu.wrapping_mul(2)
 }
 
 /// Where the tables start in the blob: root pointer at 0, then these.
