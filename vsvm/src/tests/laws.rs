@@ -242,6 +242,19 @@ fn nested_paging_turned_on_again_is_read_again() {
     }
 }
 
+/// L0 may give an entry up between the load and the merge.
+#[test]
+fn what_was_loaded_but_not_merged_is_not_lost() {
+    let mut rig = Rig::new();
+    rig.vmrun(false);
+    rig.ran();
+    let _ = reflect(&rig.vmcb02, &Exit::default(), &mut rig.c12, &rig.page);
+    rig.page.write_u64(at::CR3, 0x9000);
+    assert_eq!(rig.c12.load(&rig.page, &rig.caps, L1_CR0, false), Ok(Clean::CRX));
+    assert_eq!(rig.vmrun(false), Clean::CRX);
+    assert_eq!(rig.vmcb02.save.cr3, 0x9000);
+}
+
 #[test]
 fn one_edit_dirties_one_group() {
     for (offset, _, group) in GROUPS.iter().filter(|(_, _, g)| !g.is_empty()) {
