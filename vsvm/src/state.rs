@@ -16,6 +16,8 @@ pub struct Slot {
     pub iopm: MergedMap,
     /// When it was used last; 0: it serves nobody.
     used: u64,
+    /// To be forgotten as soon as its L2 is left.
+    doomed: bool,
 }
 
 /// L2 is running (or about to).
@@ -76,7 +78,7 @@ impl<const N: usize> Nested<N> {
     #[inline]
     pub fn pick(&mut self, gpa: Gpa) -> Pick {
         self.clock += 1;
-        let hit = self.slots.iter().position(|s| s.used != 0 && s.c12.gpa() == gpa);
+        let hit = self.slots.iter().position(|s| s.used != 0 && !s.doomed && s.c12.gpa() == gpa);
         let oldest = || (0..N).min_by_key(|&i| self.slots[i].used).unwrap_or(0);
         let slot = hit.unwrap_or_else(oldest);
         let entry = &mut self.slots[slot];
@@ -99,23 +101,23 @@ impl<const N: usize> Nested<N> {
         &mut self.slots[index % N]
     }
 
-    /// The memory behind the vmcb12 at `gpa` was replaced: nothing copied from it may be trusted. Without
-    /// effect on the vmcb12 of a running L2, whose copy is its truth until it exits; see
-    /// [`Nested::forget_all`] for after.
+    /// The memory behind the vmcb12 at `gpa` was replaced: nothing copied from it may be trusted at the
+    /// next VMRUN. A running L2 keeps its copy, which is its truth until it exits.
     pub fn forget(&mut self, gpa: Gpa) {
-        let active = self.active.map(|a| a.slot);
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if slot.c12.gpa() == gpa && Some(index) != active {
-                *slot = Slot::default();
-            }
-        }
+        self.forget_if(|slot| slot.c12.gpa() == gpa);
     }
 
-    /// Forgets every vmcb12 but a running one: L1 turned SVM off, or its memory was restored.
+    /// Forgets every vmcb12, as [`Nested::forget`]: L1 turned SVM off, or its memory was restored.
     pub fn forget_all(&mut self) {
+        self.forget_if(|_| true);
+    }
+
+    fn forget_if(&mut self, which: impl Fn(&Slot) -> bool) {
         let active = self.active.map(|a| a.slot);
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if Some(index) != active {
+        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| which(slot)) {
+            if Some(index) == active {
+                slot.doomed = true;
+            } else {
                 *slot = Slot::default();
             }
         }

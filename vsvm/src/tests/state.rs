@@ -32,10 +32,13 @@ fn forgotten_memory_is_read_again() {
     let Pick { slot, .. } = n.pick(gpa(1));
     n.forget(gpa(1));
     assert!(!n.pick(gpa(1)).hit);
-    // A running one keeps its copy.
+    // A running one keeps its copy until it is left.
     n.enter(slot, 0x1003);
     n.forget(gpa(1));
     n.forget_all();
+    assert_eq!(n.slot(slot).c12.gpa(), gpa(1));
+    let _ = n.leave();
+    assert!(!n.pick(gpa(1)).hit);
     assert!(n.pick(gpa(1)).hit);
 }
 
