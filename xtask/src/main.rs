@@ -1,6 +1,7 @@
 //! Every chore of the project is a subcommand.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build_hv;
 mod deb;
 mod elf;
@@ -23,6 +24,7 @@ mod tools;
 mod ui;
 
 use anyhow::Result;
+use bench::BenchOptions;
 use clap::{Parser, Subcommand};
 use layout::Layout;
 use run::{BuildArgs, RunOptions};
@@ -67,6 +69,8 @@ enum Chore {
     Run(#[command(flatten)] RunOptions),
     /// Run formatting, lints, host tests and system tests
     Test(#[command(flatten)] TestOptions),
+    /// Measure what operations of nested guests cost, with Testudo and with KVM as L0
+    Bench(#[command(flatten)] BenchOptions),
     /// Check the rules of the house that no compiler knows
     Lint {
         /// Also list the longest source files
@@ -116,6 +120,7 @@ fn chore(layout: &Layout, cli: Cli) -> Result<bool> {
         }
         Chore::Run(options) => run::run(layout, &options),
         Chore::Test(options) => test::run(layout, &options),
+        Chore::Bench(options) => bench::run(layout, &options),
         Chore::Lint { lengths } => lint::run(layout, lengths),
     }
 }

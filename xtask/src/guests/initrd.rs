@@ -29,6 +29,17 @@ fn base() -> Archive {
     archive
 }
 
+/// KVM's modules and the order to load them in.
+fn add_modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
+    let mut order = String::new();
+    for module in modules::collect(&kernel.modules, L1_MODULES)? {
+        archive.file(&format!("modules/{}", module.file), 0o644, without_signature(&module.data));
+        order += &format!("{}\n", module.file);
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    Ok(())
+}
+
 /// L2's image: `/init` alone.
 pub fn l2(programs: &Programs) -> Result<Vec<u8>> {
     let mut archive = base();
@@ -59,12 +70,7 @@ impl L1<'_> {
         archive.file("vmm", 0o755, &read(&self.programs.vmm)?);
         archive.file("bin/busybox", 0o755, &read(self.busybox)?);
         archive.link("bin/sh", "busybox");
-        let mut order = String::new();
-        for module in modules::collect(&self.kernel.modules, L1_MODULES)? {
-            archive.file(&format!("modules/{}", module.file), 0o644, without_signature(&module.data));
-            order += &format!("{}\n", module.file);
-        }
-        archive.file("modules/order", 0o644, order.as_bytes());
+        add_modules(&mut archive, self.kernel)?;
         archive.file("l2/kernel", 0o644, &read(self.l2_kernel)?);
         archive.file("l2/initrd", 0o644, &l2(self.programs)?);
         for (path, file) in self.extra {
@@ -77,6 +83,46 @@ impl L1<'_> {
     pub fn write(&self, layout: &Layout, name: &str) -> Result<PathBuf> {
         let path = layout.out(name);
         write_if_new(&path, &self.pack()?)?;
+        Ok(path)
+    }
+}
+
+/// A Linux whose KVM is L0, for comparison: it loads KVM, runs one L1 with our monitor, and powers off.
+#[derive(Debug)]
+pub struct L0<'a> {
+    /// Our programs.
+    pub programs: &'a Programs,
+    /// The static busybox, which runs the script.
+    pub busybox: &'a Path,
+    /// The kernel of L0: its modules are packed.
+    pub kernel: &'a Kernel,
+    /// L1's kernel.
+    pub l1_kernel: &'a Path,
+    /// L1's whole image.
+    pub l1_initrd: &'a Path,
+    /// L1's command line.
+    pub cmdline: &'a str,
+}
+
+impl L0<'_> {
+    /// Packs the image into `target/testudo/NAME`.
+    pub fn write(&self, layout: &Layout, name: &str) -> Result<PathBuf> {
+        let mut archive = base();
+        let script = format!(
+            "#!/bin/busybox sh\nb=/bin/busybox\n$b mount -t proc proc /proc\n$b mount -t devtmpfs dev /dev\n\
+             while read m; do $b insmod /modules/$m; done < /modules/order\n\
+             /vmm boot --kernel /l1/kernel --initrd /l1/initrd --memory 1024M --cpus 1 --timeout 3600 \
+             --prefix '(l1) ' --cmdline '{}'\n$b poweroff -f\n",
+            self.cmdline.replace('\'', "'\\''")
+        );
+        archive.file("init", 0o755, script.as_bytes());
+        archive.file("bin/busybox", 0o755, &read(self.busybox)?);
+        archive.file("vmm", 0o755, &read(&self.programs.vmm)?);
+        add_modules(&mut archive, self.kernel)?;
+        archive.file("l1/kernel", 0o644, &read(self.l1_kernel)?);
+        archive.file("l1/initrd", 0o644, &read(self.l1_initrd)?);
+        let path = layout.out(name);
+        write_if_new(&path, &archive.finish())?;
         Ok(path)
     }
 }

@@ -118,7 +118,7 @@ fn fmt(layout: &Layout, _: &BuildArgs) -> Result<Step> {
     if !has_component(layout, "fmt") {
         return Ok(Step::Skip("rustfmt is not installed".into()));
     }
-    let words = ["fmt", "--all", "--check"];
+    let words = ["fmt", "--all", "--", "--check", "--color", "never"];
     Ok(Step::Commands(vec![cargo(layout, ".", &words), cargo(layout, "guests", &words)]))
 }
 
