@@ -6,6 +6,13 @@ use crate::{arena, code, cpu, say};
 
 const MOST: usize = 4096;
 
+/// Room for `rounds` numbers: the stack is small.
+fn room(rounds: usize) -> &'static mut [u64] {
+    let pages = arena::pages((MOST * 8 / 4096) as u64);
+    // SAFETY: fresh pages of the arena, which is not reset while `bench` runs; at most MOST words are used.
+    unsafe { core::slice::from_raw_parts_mut(pages as *mut u64, rounds.min(MOST)) }
+}
+
 /// Sort in place: there is no allocator, and the numbers are few.
 fn report(name: &str, ticks: &mut [u64]) {
     ticks.sort_unstable();
@@ -14,13 +21,13 @@ fn report(name: &str, ticks: &mut [u64]) {
 }
 
 fn instruction(name: &str, rounds: usize, run: impl Fn()) {
-    let mut ticks = [0; MOST];
-    for t in &mut ticks[..rounds] {
+    let ticks = room(rounds);
+    for t in ticks.iter_mut() {
         let start = cpu::rdtsc();
         run();
         *t = cpu::rdtsc() - start;
     }
-    report(name, &mut ticks[..rounds]);
+    report(name, ticks);
 }
 
 /// The guest stamps the time as its first act, then exits: `vmrun` is the way in, `vmexit` the way back.
@@ -28,7 +35,7 @@ fn round_trips(name: [&str; 3], rounds: usize, clean: bool) -> bool {
     let at = code!("rdtsc");
     let mut l2 = L2::new(at);
     crate::npt::Npt::new().attach(&mut l2);
-    let (mut there, mut back, mut both) = ([0; MOST], [0; MOST], [0; MOST]);
+    let (there, back, both) = (room(rounds), room(rounds), room(rounds));
     cpu::clgi();
     for n in 0..rounds {
         l2.vmcb.set(RIP, at);
@@ -45,9 +52,9 @@ fn round_trips(name: [&str; 3], rounds: usize, clean: bool) -> bool {
         (there[n], back[n], both[n]) = (middle - start, end - middle, end - start);
     }
     cpu::stgi();
-    report(name[0], &mut there[..rounds]);
-    report(name[1], &mut back[..rounds]);
-    report(name[2], &mut both[..rounds]);
+    report(name[0], there);
+    report(name[1], back);
+    report(name[2], both);
     true
 }
 

@@ -86,7 +86,6 @@ read_cr! {
     cr2 = "cr2";
     cr3 = "cr3";
     cr4 = "cr4";
-    dr6 = "dr6";
     dr7 = "dr7";
 }
 

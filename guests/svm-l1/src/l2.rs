@@ -136,9 +136,10 @@ impl L2 {
         self
     }
 
-    /// Whether the guest's last exit was its final VMMCALL.
-    pub fn finished(&self) -> bool {
-        self.vmcb.get(EXIT_CODE) == exit::VMMCALL
+    /// Make the guest's gate `vector` "not present".
+    pub fn remove_gate(&self, vector: u64) {
+        let gate = self.idt + vector * 16;
+        arena::poke(gate, arena::peek(gate) & !(1 << 47));
     }
 }
 

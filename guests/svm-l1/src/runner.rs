@@ -67,12 +67,12 @@ macro_rules! check {
     };
 }
 
-/// Fail unless both are equal; prints them in hexadecimal.
+/// Fail unless both are equal; prints them in hexadecimal without a prefix.
 #[macro_export]
 macro_rules! check_eq {
     ($what:expr, $is:expr, $should:expr) => {{
         let (is, should) = ($is, $should);
-        $crate::check!(is == should, "{}: {is:#x?} instead of {should:#x?}", $what);
+        $crate::check!(is == should, "{}: {is:x?} instead of {should:x?}", $what);
     }};
 }
 

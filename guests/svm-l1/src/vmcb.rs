@@ -21,9 +21,6 @@ fields! {
     EXC_INTERCEPTS 0x008 4;
     MISC1          0x00c 4;
     MISC2          0x010 4;
-    MISC3          0x014 4;
-    PAUSE_THRESH   0x03c 2;
-    PAUSE_COUNT    0x03e 2;
     IOPM           0x040 8;
     MSRPM          0x048 8;
     TSC_OFFSET     0x050 8;
@@ -132,9 +129,8 @@ pub mod exit {
         )*};
     }
     codes! {
-        INTR 0x60; NMI 0x61; VINTR 0x64; CR0_SEL 0x65; CPUID 0x72; HLT 0x78; INVLPG 0x79; IOIO 0x7b; MSR 0x7c;
-        SHUTDOWN 0x7f; VMRUN 0x80; VMMCALL 0x81; VMLOAD 0x82; VMSAVE 0x83; STGI 0x84; CLGI 0x85;
-        NPF 0x400; INVALID 0xffff_ffff_ffff_ffff;
+        INTR 0x60; NMI 0x61; VINTR 0x64; CR0_SEL 0x65; CPUID 0x72; HLT 0x78; IOIO 0x7b; MSR 0x7c; SHUTDOWN 0x7f;
+        VMMCALL 0x81; NPF 0x400; INVALID 0xffff_ffff_ffff_ffff;
     }
 }
 
