@@ -15,6 +15,7 @@ pub mod decode;
 pub mod mce;
 pub mod mm;
 pub mod nmi;
+pub mod policy;
 pub mod power;
 pub mod report;
 pub mod serial;

@@ -468,3 +468,6 @@ pub fn copy_out<M: GuestMemory>(
 fn linear_wrap(state: &PagingState, linear: u64) -> Gva {
     Gva::new(if state.efer & EFER_LMA != 0 { linear } else { linear & 0xffff_ffff })
 }
+
+#[cfg(test)]
+mod tests;

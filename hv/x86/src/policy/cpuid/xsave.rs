@@ -57,9 +57,8 @@ impl Xsave {
                 self.standard_bytes(self.xcr0),
                 (self.xcr0 >> 32) as u32,
             ],
-            1 => {
-                [self.instructions, self.compact_bytes(xcr0 | xss), self.xss as u32, (self.xss >> 32) as u32]
-            }
+            // No supervisor states: those would be shadow stacks and tracing, which are hidden.
+            1 => [self.instructions, self.compact_bytes(xcr0 | xss), 0, 0],
             _ => *self.states.get(subleaf as usize).unwrap_or(&[0; 4]),
         }
     }
