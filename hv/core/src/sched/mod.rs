@@ -216,7 +216,10 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
             return self.enqueue(vcpu, now);
         }
         self.push(pcpu, vcpu);
-        None
+        // Something waits beside it; a pCPU that went idle in the moment it was queued may not know.
+        let affinity = unit.affinity();
+        let idle = |&other: &PcpuId| affinity.contains(other) && self.rq(other).idle.load(SeqCst);
+        if self.waiting(pcpu) > 1 { self.pcpu_ids().find(idle) } else { None }
     }
 
     /// Whether `pcpu` should put what it runs, because something that comes first was woken.
