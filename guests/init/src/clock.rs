@@ -36,7 +36,8 @@ fn timer_irqs() -> u64 {
 
 /// Watch for `duration` on `threads` threads, which hand the last value seen to one another.
 pub fn watch(duration: Duration, threads: usize) -> Sanity {
-    let (last, samples, backwards, gap) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (last, samples, backwards, gap) =
+        (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (irqs, wall, begin) = (timer_irqs(), now(libc::CLOCK_REALTIME), Instant::now());
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {

@@ -71,7 +71,8 @@ fn modules(words: &Words) -> sys::Verdict {
             "kvm-amd" => words.get("testudo.kvm_amd").or_else(|| words.get("testudo.param.kvm-amd")),
             _ => words.get(&format!("testudo.param.{name}")),
         };
-        let result = sys::load_module(&format!("/modules/{name}.ko"), &params.unwrap_or_default().replace(',', " "));
+        let result =
+            sys::load_module(&format!("/modules/{name}.ko"), &params.unwrap_or_default().replace(',', " "));
         sys::report("l1", &format!("module {name}"), &result);
         if name.starts_with("kvm") {
             verdict = verdict.and(result.map_err(|why| format!("module {name} {why}")));
@@ -101,7 +102,8 @@ fn guests(words: &Words) -> sys::Verdict {
     let mut verdict = Ok(());
     for round in 1..=words.number("testudo.repeat", 1) {
         let results: Vec<sys::Verdict> = std::thread::scope(|scope| {
-            let guests: Vec<_> = (1..=count).map(|index| scope.spawn(move || guest(words, round, index, count))).collect();
+            let guests: Vec<_> =
+                (1..=count).map(|index| scope.spawn(move || guest(words, round, index, count))).collect();
             guests.into_iter().map(|g| g.join().unwrap_or_else(|_| Err("guest thread died".into()))).collect()
         });
         verdict = results.into_iter().fold(verdict, Result::and);
@@ -121,7 +123,10 @@ fn guest(words: &Words, round: u64, index: u64, count: u64) -> sys::Verdict {
     let status = command.status().map_err(|e| format!("{vmm}: {e}"))?.code().unwrap_or(-1);
     // An L2 whose task is to reboot always does; the VMM says so when it has had enough.
     let good = status == if vmm == "vmm" && mode == "reboot" { 3 } else { 0 };
-    println!("@testudo l1 l2 end round={round} index={index} status={status} {}", if good { "ok" } else { "failed" });
+    println!(
+        "@testudo l1 l2 end round={round} index={index} status={status} {}",
+        if good { "ok" } else { "failed" }
+    );
     if good { Ok(()) } else { Err(format!("l2 status {status}")) }
 }
 

@@ -18,11 +18,16 @@ pub fn run(duration: Duration, level: &str) -> Verdict {
     let (spins, verdict) = std::thread::scope(|scope| {
         let hogs: Vec<_> = (0..sys::cpus()).map(|i| scope.spawn(move || hog(i as u64, until))).collect();
         let disk = scope.spawn(move || disk(until));
-        let spins: Result<u64, String> = hogs.into_iter().map(|h| h.join().unwrap_or_else(|_| Err("hog died".into()))).sum();
+        let spins: Result<u64, String> =
+            hogs.into_iter().map(|h| h.join().unwrap_or_else(|_| Err("hog died".into()))).sum();
         (spins, disk.join().unwrap_or_else(|_| Err("disk load died".into())))
     });
     let (spins, written) = (spins?, verdict?);
-    println!("@testudo {level} load ok seconds={} spins={spins} written_kb={}", duration.as_secs(), written >> 10);
+    println!(
+        "@testudo {level} load ok seconds={} spins={spins} written_kb={}",
+        duration.as_secs(),
+        written >> 10
+    );
     Ok(())
 }
 
@@ -72,7 +77,8 @@ fn target() -> String {
 fn disk(until: Instant) -> Result<u64, String> {
     let path = target();
     let fail = |e: std::io::Error| format!("{path}: {e}");
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
     let (mut written, mut round) = (0u64, 0u8);
     while Instant::now() < until {
         let data = vec![round; FILE];

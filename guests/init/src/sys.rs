@@ -55,12 +55,17 @@ pub fn cpus() -> usize {
 /// `MemTotal` in KiB.
 pub fn memory_kb() -> u64 {
     let info = line("/proc/meminfo");
-    info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    info.lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Whether /proc/cpuinfo lists CPU flag `name`.
 pub fn cpu_flag(name: &str) -> bool {
-    line("/proc/cpuinfo").lines().find(|l| l.starts_with("flags")).is_some_and(|l| l.split(' ').any(|f| f == name))
+    line("/proc/cpuinfo")
+        .lines()
+        .find(|l| l.starts_with("flags"))
+        .is_some_and(|l| l.split(' ').any(|f| f == name))
 }
 
 /// Load module file `path` with `params` (space-separated).

@@ -76,7 +76,9 @@ pub fn run(rounds: u64) -> bool {
     instruction("clgi", rounds, cpu::clgi);
     instruction("stgi", rounds, cpu::stgi);
     // SAFETY: drops a translation nobody uses.
-    instruction("invlpga", rounds, || unsafe { core::arch::asm!("invlpga rax, ecx", in("rax") 0, in("ecx") 1) });
+    instruction("invlpga", rounds, || unsafe {
+        core::arch::asm!("invlpga rax, ecx", in("rax") 0, in("ecx") 1)
+    });
     round_trips(["vmrun", "vmexit", "vmrun_vmexit"], rounds, false)
         && round_trips(["vmrun_clean", "vmexit_clean", "vmrun_vmexit_clean"], rounds, true)
 }

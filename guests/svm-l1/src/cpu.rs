@@ -36,7 +36,9 @@ pub fn rdmsr(msr: u32) -> u64 {
 /// WRMSR; the caller knows that the value is legal.
 pub fn wrmsr(msr: u32, value: u64) {
     // SAFETY: used for registers that do not change the meaning of our own memory.
-    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack)) };
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
+    };
 }
 
 /// CPUID: eax, ebx, ecx, edx.

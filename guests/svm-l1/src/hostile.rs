@@ -98,12 +98,21 @@ pub fn run(seed: u64, rounds: u64, wild: bool) -> bool {
         if round % 100 == 0 || round == rounds {
             say!(
                 "hostile: round={round} vmmcall={} invalid={} npf={} intr={} shutdown={} faults={} other={} scribbles={}",
-                tally.vmmcall, tally.invalid, tally.npf, tally.intr, tally.shutdown, tally.faults, tally.other,
+                tally.vmmcall,
+                tally.invalid,
+                tally.npf,
+                tally.intr,
+                tally.shutdown,
+                tally.faults,
+                tally.other,
                 SCRIBBLES.load(Relaxed),
             );
         }
     }
-    say!("hostile: survived rounds={rounds} second_cpu={}", if crate::trap::ap_died() { "died" } else { "ok" });
+    say!(
+        "hostile: survived rounds={rounds} second_cpu={}",
+        if crate::trap::ap_died() { "died" } else { "ok" }
+    );
     true
 }
 
@@ -299,6 +308,7 @@ fn start_second_cpu() {
 /// The second CPU: write to whatever VMCB is being run.
 pub fn second_cpu() -> ! {
     let mut dice = Dice(0x5eed);
+    let bare = cpu::bare_tcg();
     loop {
         let target = TARGET.load(Relaxed);
         if target == 0 {
@@ -308,8 +318,13 @@ pub fn second_cpu() -> ! {
         let vmcb = Vmcb(target & !0xfff);
         let (offset, value) = (dice.below(0x698) & !7, dice.value());
         // Contained: leave alone what brings the first CPU back (intercepts, maps, INT_CTL, nCR3).
-        let kept = offset < 0x50 || (0x60..0x68).contains(&offset) || (0x90..0x98).contains(&offset) || offset == 0xb0;
-        if target & 1 != 0 || !kept {
+        let kept = offset < 0x50
+            || (0x60..0x68).contains(&offset)
+            || (0x90..0x98).contains(&offset)
+            || offset == 0xb0;
+        // The emulator reads control registers more than once at VMRUN, and loses its own host state over it.
+        let fragile = bare && (0x4d0..0x560).contains(&offset);
+        if target & 1 != 0 || !(kept || fragile) {
             vmcb.set(Field(offset, 8), value);
         }
         SCRIBBLES.fetch_add(1, Relaxed);

@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 #![cfg(target_os = "none")]
+// `attempt!` takes assembly operands: registers and values chosen together with the code, no hidden expressions.
+#![allow(clippy::macro_metavars_in_unsafe)]
 
 mod apic;
 mod arena;
@@ -51,7 +53,10 @@ impl CommandLine {
     /// The value of word `name` ("" for a word without one).
     fn get(&self, name: &str) -> Option<&str> {
         let text = core::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default();
-        text.split_ascii_whitespace().map(|w| w.split_once('=').unwrap_or((w, ""))).find(|(n, _)| *n == name).map(|w| w.1)
+        text.split_ascii_whitespace()
+            .map(|w| w.split_once('=').unwrap_or((w, "")))
+            .find(|(n, _)| *n == name)
+            .map(|w| w.1)
     }
 
     fn number(&self, name: &str, default: u64) -> u64 {

@@ -7,14 +7,14 @@ use crate::{arena, cpu, say};
 /// A short text.
 #[derive(Clone, Copy)]
 pub struct Text {
-    bytes: [u8; 160],
-    length: usize,
+    bytes: [u8; 118],
+    length: u8,
 }
 
 impl Text {
     /// Format, cutting off what does not fit.
     pub fn new(args: fmt::Arguments<'_>) -> Text {
-        let mut text = Text { bytes: [0; 160], length: 0 };
+        let mut text = Text { bytes: [0; 118], length: 0 };
         // Cutting off is the only failure.
         let _ = text.write_fmt(args);
         text
@@ -22,7 +22,7 @@ impl Text {
 
     /// The text.
     pub fn as_str(&self) -> &str {
-        core::str::from_utf8(&self.bytes[..self.length]).unwrap_or("?")
+        core::str::from_utf8(&self.bytes[..self.length.into()]).unwrap_or("?")
     }
 }
 
@@ -35,10 +35,7 @@ impl fmt::Debug for Text {
 impl fmt::Write for Text {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for byte in s.bytes() {
-            if self.length == self.bytes.len() {
-                return Err(fmt::Error);
-            }
-            self.bytes[self.length] = byte;
+            *self.bytes.get_mut(usize::from(self.length)).ok_or(fmt::Error)? = byte;
             self.length += 1;
         }
         Ok(())
@@ -82,9 +79,15 @@ macro_rules! check_exit {
     ($l2:expr, $code:expr, $should:expr) => {{
         let (is, should): (u64, u64) = ($code, $should);
         let same = is == should || $crate::cpu::bare_tcg() && is == should & 0xffff_ffff;
-        let (rip, info1, info2) =
-            ($l2.vmcb.get($crate::vmcb::RIP), $l2.vmcb.get($crate::vmcb::INFO1), $l2.vmcb.get($crate::vmcb::INFO2));
-        $crate::check!(same, "exit {is:#x} instead of {should:#x}, rip {rip:#x} info1 {info1:#x} info2 {info2:#x}");
+        let (rip, info1, info2) = (
+            $l2.vmcb.get($crate::vmcb::RIP),
+            $l2.vmcb.get($crate::vmcb::INFO1),
+            $l2.vmcb.get($crate::vmcb::INFO2),
+        );
+        $crate::check!(
+            same,
+            "exit {is:#x} instead of {should:#x}, rip {rip:#x} info1 {info1:#x} info2 {info2:#x}"
+        );
     }};
 }
 

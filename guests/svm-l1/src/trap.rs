@@ -75,7 +75,12 @@ extern "C" fn trap(frame: &mut Frame) {
     }
     let target = FIXUP_RIP.swap(0, Relaxed);
     if target == 0 {
-        say!("svm-l1: unexpected vector {vector} error {:#x} rip {:#x} cr2 {:#x}", frame.error, frame.rip, cpu::cr2());
+        say!(
+            "svm-l1: unexpected vector {vector} error {:#x} rip {:#x} cr2 {:#x}",
+            frame.error,
+            frame.rip,
+            cpu::cr2()
+        );
         crate::exit(false);
     }
     FAULT.store(1 << 40 | u64::from(vector) << 32 | frame.error, Relaxed);

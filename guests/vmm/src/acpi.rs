@@ -77,7 +77,8 @@ fn fadt_body(dsdt: u64) -> Vec<u8> {
     /// Boot flags: no VGA, no CMOS clock; neither "legacy devices" nor "8042".
     const IAPC: u16 = 1 << 2 | 1 << 5;
     let mut f = vec![0; 276 - 36];
-    let mut put = |offset: usize, bytes: &[u8]| f[offset - 36..offset - 36 + bytes.len()].copy_from_slice(bytes);
+    let mut put =
+        |offset: usize, bytes: &[u8]| f[offset - 36..offset - 36 + bytes.len()].copy_from_slice(bytes);
     put(40, &(dsdt as u32).to_le_bytes());
     put(109, &IAPC.to_le_bytes());
     put(112, &FLAGS.to_le_bytes());
@@ -115,7 +116,17 @@ fn dsdt_body() -> Vec<u8> {
     let mut device = b"COM1".to_vec();
     device.extend([0x08, b'_', b'H', b'I', b'D', 0x0c, 0x41, 0xd0, 0x05, 0x01]); // EISAID ("PNP0501")
     device.extend([0x08, b'_', b'U', b'I', b'D', 0x00]);
-    device.extend([0x08, b'_', b'C', b'R', b'S', 0x11, resources.len() as u8 + 3, 0x0a, resources.len() as u8]);
+    device.extend([
+        0x08,
+        b'_',
+        b'C',
+        b'R',
+        b'S',
+        0x11,
+        resources.len() as u8 + 3,
+        0x0a,
+        resources.len() as u8,
+    ]);
     device.extend(resources);
     let mut scope = b"\\_SB_".to_vec();
     scope.extend([0x5b, 0x82, device.len() as u8 + 1]);

@@ -158,7 +158,8 @@ mod tests {
         assert!(parse(&words("boot --cpus 2")).is_err());
         assert!(parse(&words("boot --kernel k --cpus 0")).is_err());
         assert!(parse(&words("boot --kernel k --memory 1M")).is_err());
-        let Ok(Command::Boot(b)) = parse(&words("boot --kernel k --cpus 2 --stdin --triple-fault reboot")) else {
+        let Ok(Command::Boot(b)) = parse(&words("boot --kernel k --cpus 2 --stdin --triple-fault reboot"))
+        else {
             panic!("did not parse")
         };
         assert!(b.cpus == 2 && b.stdin && b.triple_fault_reboots && b.memory == 128 << 20);
@@ -166,7 +167,9 @@ mod tests {
 
     #[test]
     fn bench_takes_a_list() {
-        let Ok(Command::Bench(b)) = parse(&words("bench --ops cpuid,pio --rounds 7")) else { panic!("did not parse") };
+        let Ok(Command::Bench(b)) = parse(&words("bench --ops cpuid,pio --rounds 7")) else {
+            panic!("did not parse")
+        };
         assert_eq!((b.ops, b.rounds), (vec!["cpuid".to_string(), "pio".to_string()], 7));
         assert!(parse(&words("bench --ops")).is_err());
     }

@@ -12,9 +12,8 @@ use crate::memory::Ram;
 use crate::{args, bench_code, mark};
 
 /// All operations, in the order of the tables in the documentation.
-const OPS: [&str; 10] = [
-    "cpuid", "vmmcall", "rdmsr", "pio", "mmio", "hlt", "pio_irq", "npf_present", "npf_absent", "user_cpuid",
-];
+const OPS: [&str; 10] =
+    ["cpuid", "vmmcall", "rdmsr", "pio", "mmio", "hlt", "pio_irq", "npf_present", "npf_absent", "user_cpuid"];
 
 const CODE: u64 = 0x4_0000;
 const HANDLER: u64 = 0x5_0000;
@@ -39,10 +38,15 @@ pub fn run(options: &args::Bench) -> Result<i32, String> {
     }
     let kvm = machine::open()?;
     let mut status = 0;
-    for (n, op) in OPS.iter().enumerate().filter(|(_, o)| options.ops.is_empty() || options.ops.iter().any(|w| w == *o))
+    for (n, op) in
+        OPS.iter().enumerate().filter(|(_, o)| options.ops.is_empty() || options.ops.iter().any(|w| w == *o))
     {
         mark::phase(mark::BENCH + n as u32);
-        let ticks = if *op == "user_cpuid" { Ok(user_cpuid(options.rounds)) } else { in_guest(&kvm, op, options.rounds) };
+        let ticks = if *op == "user_cpuid" {
+            Ok(user_cpuid(options.rounds))
+        } else {
+            in_guest(&kvm, op, options.rounds)
+        };
         match ticks {
             Ok(ticks) => println!("{}", report(op, ticks)),
             Err(why) => {
@@ -125,7 +129,10 @@ fn in_guest(kvm: &Kvm, op: &str, rounds: usize) -> Result<Vec<u64>, String> {
         return Err(format!("{interrupts} interrupts in {rounds} rounds"));
     }
     let words = ram.read(RESULTS, rounds * 8)?;
-    Ok(words.chunks_exact(8).map(|w| u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]])).collect())
+    Ok(words
+        .chunks_exact(8)
+        .map(|w| u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]))
+        .collect())
 }
 
 /// A 64-bit interrupt gate to `offset` in the code segment.

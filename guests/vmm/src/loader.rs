@@ -44,7 +44,13 @@ pub enum Entry {
 ///
 /// # Errors
 /// Neither format fits, or something does not fit into RAM.
-pub fn load(ram: &Ram, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, cpus: u32) -> Result<Entry, String> {
+pub fn load(
+    ram: &Ram,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+    cpus: u32,
+) -> Result<Entry, String> {
     ram.write(acpi::BASE, &acpi::tables(cpus))?;
     ram.write(RESET_VECTOR, &RESET_CODE)?;
     ram.write(CMDLINE, cmdline.as_bytes())?;
@@ -246,7 +252,11 @@ mod tests {
 
     #[test]
     fn entry_is_found_behind_other_notes() {
-        let notes = [note(b"GNU\0", 18, &[9; 20]), note(b"Xen\0", 6, b"linux"), note(b"Xen\0", 18, &[0x10, 0x20, 0, 1])];
+        let notes = [
+            note(b"GNU\0", 18, &[9; 20]),
+            note(b"Xen\0", 6, b"linux"),
+            note(b"Xen\0", 18, &[0x10, 0x20, 0, 1]),
+        ];
         assert_eq!(pvh_entry(&notes.concat()), Some(0x0100_2010));
         assert_eq!(pvh_entry(&notes[..2].concat()), None);
     }

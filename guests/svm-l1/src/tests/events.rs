@@ -136,9 +136,11 @@ fn virtual_interrupts(r: &mut Runner<'_>) {
         Ok(())
     });
     let equal = Some("equal priority counts as higher");
-    for (name, tpr, lax, delivered) in
-        [("held_by_equal_tpr", 5, equal, false), ("held_by_higher_tpr", 6, None, false), ("above_tpr", 4, None, true)]
-    {
+    for (name, tpr, lax, delivered) in [
+        ("held_by_equal_tpr", 5, equal, false),
+        ("held_by_higher_tpr", 6, None, false),
+        ("above_tpr", 4, None, true),
+    ] {
         r.case("virq", name, lax, || {
             let mut l2 = with_virq(code!("nop", "nop"), IF, PRIO | tpr);
             check_exit!(l2, l2.run(), exit::VMMCALL);
@@ -347,7 +349,9 @@ fn gif(r: &mut Runner<'_>) {
             Ok(())
         });
     }
-    for (name, v_gif, delivered) in [("vgif_0_holds_virq", 0, false), ("vgif_1_passes_virq", int_ctl::V_GIF, true)] {
+    for (name, v_gif, delivered) in
+        [("vgif_0_holds_virq", 0, false), ("vgif_1_passes_virq", int_ctl::V_GIF, true)]
+    {
         r.case("gif", name, (!delivered).then_some("V_IRQ does not look at V_GIF"), || {
             if cpu::svm_features() & 1 << 16 == 0 {
                 return Err(Bad::Skipped("no virtual GIF"));

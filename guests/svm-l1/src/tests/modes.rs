@@ -101,8 +101,17 @@ pub fn run(r: &mut Runner<'_>) {
     r.case("mode", "enters_long_mode_itself", None, || {
         // From protected mode without paging to 64-bit paging, in L2, under nested paging.
         let mut l2 = L2::new(code!(
-            ".code32", "mov ecx, 0xc0000080", "rdmsr", "or eax, 0x100", "wrmsr", "mov eax, 0x20", "mov cr4, eax",
-            "mov cr3, ebx", "mov eax, 0x80000011", "mov cr0, eax", ".code64",
+            ".code32",
+            "mov ecx, 0xc0000080",
+            "rdmsr",
+            "or eax, 0x100",
+            "wrmsr",
+            "mov eax, 0x20",
+            "mov cr4, eax",
+            "mov cr3, ebx",
+            "mov eax, 0x80000011",
+            "mov cr0, eax",
+            ".code64",
         ));
         let v = l2.vmcb;
         v.segment(CS, 0x18, 0xc9b, u32::MAX, 0);

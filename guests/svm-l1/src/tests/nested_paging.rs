@@ -150,11 +150,8 @@ fn leaves(r: &mut Runner<'_>) {
 
 /// Faults on the guest's own page tables: such accesses count as user writes.
 fn guest_walk(r: &mut Runner<'_>) {
-    let cases: [(&str, u64, u64); 3] = [
-        ("absent", 0, WALK | 6),
-        ("read_only", P | U, WALK | 7),
-        ("supervisor", P | W, WALK | 7),
-    ];
+    let cases: [(&str, u64, u64); 3] =
+        [("absent", 0, WALK | 6), ("read_only", P | U, WALK | 7), ("supervisor", P | W, WALK | 7)];
     for (name, flags, info1) in cases {
         r.case("npt_walk", name, None, || {
             let npt = Npt::new();

@@ -119,7 +119,9 @@ fn msrs(r: &mut Runner<'_>) {
         check_exit!(l2, l2.run(), exit::VMMCALL);
         Ok(())
     });
-    for (name, msr) in [("outside_2000", 0x2000u64), ("outside_c0002000", 0xc000_2000), ("outside_xen", 0x4000_0000)] {
+    for (name, msr) in
+        [("outside_2000", 0x2000u64), ("outside_c0002000", 0xc000_2000), ("outside_xen", 0x4000_0000)]
+    {
         r.case("msr", name, None, || {
             let mut l2 = L2::new(code!("rdmsr"));
             l2.intercept(exit::MSR);

@@ -118,19 +118,36 @@ fn host_comes_back() -> crate::runner::Outcome {
         load(t.as_mut_ptr());
         t
     }
-    // SAFETY (both): SGDT and SIDT write ten bytes.
-    let gdtr = || table(|p| unsafe { asm!("sgdt [{}]", in(reg) p) });
-    // SAFETY: as above.
-    let idtr = || table(|p| unsafe { asm!("sidt [{}]", in(reg) p) });
+    let gdtr = || {
+        table(|p| {
+            // SAFETY: SGDT writes ten bytes.
+            unsafe { asm!("sgdt [{}]", in(reg) p) }
+        })
+    };
+    let idtr = || {
+        table(|p| {
+            // SAFETY: SIDT writes ten bytes.
+            unsafe { asm!("sidt [{}]", in(reg) p) }
+        })
+    };
     let segments = || {
         let (cs, ss, ds, es): (u16, u16, u16, u16);
         // SAFETY: reads selectors.
-        unsafe { asm!("mov {0:e}, cs", "mov {1:e}, ss", "mov {2:e}, ds", "mov {3:e}, es", out(reg) cs, out(reg) ss, out(reg) ds, out(reg) es) };
+        unsafe {
+            asm!("mov {0:e}, cs", "mov {1:e}, ss", "mov {2:e}, ds", "mov {3:e}, es", out(reg) cs, out(reg) ss, out(reg) ds, out(reg) es)
+        };
         (cs, ss, ds, es)
     };
     let all = || (cpu::cr0(), cpu::cr3(), cpu::cr4(), cpu::rdmsr(cpu::EFER), gdtr(), idtr(), segments());
     let before = all();
-    let mut l2 = L2::new(code!("xor eax, eax", "mov ds, eax", "mov es, eax", "mov cr8, rax", "lgdt [rdi]", "lidt [rdi]"));
+    let mut l2 = L2::new(code!(
+        "xor eax, eax",
+        "mov ds, eax",
+        "mov es, eax",
+        "mov cr8, rax",
+        "lgdt [rdi]",
+        "lidt [rdi]"
+    ));
     l2.regs[reg::RDI] = arena::page();
     l2.vmcb.or(CR0, 1 << 18);
     l2.vmcb.or(CR4, 1 << 7);
@@ -141,7 +158,9 @@ fn host_comes_back() -> crate::runner::Outcome {
 }
 
 fn tsc(r: &mut Runner<'_>) {
-    for (name, offset) in [("tsc_offset_0", 0u64), ("tsc_offset_up", 1 << 40), ("tsc_offset_down", (1u64 << 40).wrapping_neg())] {
+    for (name, offset) in
+        [("tsc_offset_0", 0u64), ("tsc_offset_up", 1 << 40), ("tsc_offset_down", (1u64 << 40).wrapping_neg())]
+    {
         r.case("state", name, None, || {
             let mut l2 = L2::new(code!("rdtsc", "shl rdx, 32", "or rax, rdx", "mov rbx, rax"));
             l2.vmcb.set(TSC_OFFSET, offset);
@@ -186,7 +205,9 @@ fn vmload_vmsave() -> crate::runner::Outcome {
     from.segment(GS, 0x10, 0xc93, u32::MAX, 0x2345_6789_a000);
     from.segment(LDTR, 0x18, 0x82, 0xfff, 0x3456_7000);
     from.segment(TR, 0x30, 0x8b, 0x67, 0x4567_8000);
-    for (n, field) in [STAR, LSTAR, CSTAR, KERNEL_GS, SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP].into_iter().enumerate() {
+    for (n, field) in
+        [STAR, LSTAR, CSTAR, KERNEL_GS, SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP].into_iter().enumerate()
+    {
         from.set(field, 0x1000 + n as u64);
     }
     from.set(SFMASK, 0x700);
