@@ -51,7 +51,8 @@ impl<F: Format> Inner<F> {
             };
             return Wanted { raw: 0, perms: Perms::RWX, below };
         };
-        let (perms, below) = match key.paging().decode(visit.raw, level, odd(ngpa)) {
+        // Only rights and kinds are asked for: which half of a 4 MiB page it is does not matter.
+        let (perms, below) = match key.paging().decode(visit.raw, level, false) {
             Entry12::Table(next) => {
                 (next.perms, Want::Guest { frame: next.frame, part: part(key, level - 1, ngpa.raw()) })
             }
@@ -110,7 +111,7 @@ impl<F: Format> Inner<F> {
             // The leaf of L1's is higher up; its rights are there, too.
             None => (0, Perms::RWX),
             Some(visit) => {
-                match self.roots[self.tables[id].root].key.paging().decode(visit.raw, level, odd(ngpa)) {
+                match self.roots[self.tables[id].root].key.paging().decode(visit.raw, level, false) {
                     Entry12::Leaf(leaf) => (visit.raw, until_dirty(leaf.perms, leaf.dirty)),
                     _ => unreachable!("the walk ended here"),
                 }
@@ -139,8 +140,4 @@ fn pieces(mapped: &Mapped, level: u8) -> Want {
 /// A page whose dirty bit is clear is read-only, so that its first write is seen.
 pub(super) fn until_dirty(perms: Perms, dirty: bool) -> Perms {
     if dirty { perms } else { perms.without(Perms::W) }
-}
-
-fn odd(ngpa: Ngpa) -> bool {
-    ngpa.raw() & (1 << 21) != 0
 }

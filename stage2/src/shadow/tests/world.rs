@@ -362,7 +362,7 @@ impl World {
             let now = self.reference(ncr3);
             for (_, allowed) in self.allowed.iter_mut().filter(|((_, n), _)| *n == ncr3) {
                 for (ngpa, ways) in &now {
-                    let list = allowed.get_mut(ngpa).unwrap();
+                    let list = allowed.entry(*ngpa).or_default();
                     list.extend(ways.iter().filter(|way| !list.contains(way)).copied().collect::<Vec<_>>());
                 }
             }
