@@ -4,9 +4,9 @@ use super::account::{Account, Accounts, Limits, Usage};
 use super::buddy::{Buddy, ORDERS};
 use super::entry::{FrameEntry, FrameState, Kind, Owner, Reason, Word};
 use super::{MAX_FRAMES, MAX_ORDER, Zone};
+use crate::sync::{IrqLock, NoIrq};
 use addr::{Frame, HostPhys, PAGE_SHIFT, PAGE_SIZE, Range};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use spin::Mutex;
 
 /// Why there is no memory to be had. Whoever asked is to be told; nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,8 @@ pub struct Stats {
 pub struct FrameAllocator<'t> {
     table: &'t [FrameEntry],
     accounts: Accounts<'t>,
-    buddy: Mutex<Buddy>,
+    /// No interrupt handler allocates, so interrupts may stay on.
+    buddy: IrqLock<Buddy, NoIrq>,
     total: AtomicU64,
     reserved: AtomicU64,
 }
@@ -81,7 +82,7 @@ impl<'t> FrameAllocator<'t> {
         Self {
             table: &table[..used],
             accounts: Accounts::new(accounts),
-            buddy: Mutex::new(Buddy::new()),
+            buddy: IrqLock::new(Buddy::new()),
             total: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
         }
