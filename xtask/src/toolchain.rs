@@ -46,9 +46,8 @@ impl Kind {
 }
 
 impl Toolchain {
-    /// A `cargo SUBCOMMAND --target …` for bare metal with the compiler flags `flags` (none: those of the
-    /// folder's own cargo configuration), in a target folder of its own (each kind of toolchain keeps its
-    /// own, since their artifacts don't mix).
+    /// A `cargo SUBCOMMAND --target …` for bare metal with the compiler flags `flags`, in a target
+    /// folder of its own (each kind of toolchain keeps its own, since their artifacts don't mix).
     pub fn cargo(&self, layout: &Layout, subcommand: &str, flags: &[&str]) -> Command {
         let mut cmd = Command::new(&self.cargo);
         // What rustup or an outer cargo set for the host's build must not reach this one.
@@ -64,9 +63,8 @@ impl Toolchain {
             cmd.env_remove(name);
         }
         cmd.env("RUSTC", &self.rustc).env("CARGO_TARGET_DIR", self.target_dir(layout));
-        if !flags.is_empty() {
-            cmd.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", flags.join(" "));
-        }
+        // RUSTFLAGS goes before every configuration file, and with --target it is for the target only.
+        cmd.env("RUSTFLAGS", flags.join(" "));
         if let Some(linker) = &self.linker {
             cmd.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", linker);
         }

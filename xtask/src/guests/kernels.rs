@@ -109,12 +109,17 @@ fn busybox_root(layout: &Layout) -> Root {
 
 /// A static busybox.
 pub fn busybox(layout: &Layout, policy: Policy) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TESTUDO_BUSYBOX").map(PathBuf::from) {
+        return path.canonicalize().with_context(|| format!("TESTUDO_BUSYBOX={}", path.display()));
+    }
     let root = busybox_root(layout);
     if let Some(file) = root.find(&["bin/busybox", "usr/bin/busybox"]) {
         return Ok(file);
     }
     if policy.offline {
-        bail!("busybox-static is not there, and --offline forbids to fetch it");
+        bail!(
+            "busybox-static is not there, and --offline forbids to fetch it; give a static busybox with TESTUDO_BUSYBOX=/path"
+        );
     }
     let _guard = lock::tools(layout)?;
     let apt = Apt::new(layout, &crate::setup::host_release())?;

@@ -41,7 +41,9 @@ pub fn svm_l1(layout: &Layout, policy: Policy) -> Result<PathBuf> {
     let toolchain = toolchain::find(layout, policy)?;
     let _guard = lock::images(layout)?;
     ui::step("building the bare-metal L1");
-    let mut cmd = toolchain.cargo(layout, "build", &[]);
+    // The code model of the target's own `core`, in place of the folder's: with another, they don't link.
+    // Its addresses are sign-extended 32 bits, which low memory satisfies as well.
+    let mut cmd = toolchain.cargo(layout, "build", &["-Crelocation-model=static", "-Ccode-model=kernel"]);
     cmd.args(["--release", "--quiet"]).current_dir(layout.repo("guests/svm-l1"));
     if policy.offline {
         cmd.arg("--offline");

@@ -12,7 +12,7 @@ use std::time::Instant;
 /// Options of `cargo xtask test`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TestOptions {
-    /// Run only rows whose name contains one of these
+    /// Run only these rows, or those whose names contain these
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// List the rows and end
@@ -84,6 +84,12 @@ fn summary(outcomes: &[Outcome]) -> String {
     format!("{passed} passed, {failed} failed{skipped}")
 }
 
+/// Whether a row is meant: by its whole name, or by a part of it if no row has just that name.
+fn chosen(name: &str, wanted: &[String], all: &[&str]) -> bool {
+    let meant = |w: &String| if all.contains(&w.as_str()) { name == w } else { name.contains(w.as_str()) };
+    wanted.is_empty() || wanted.iter().any(meant)
+}
+
 /// `xtask test`; true if no row failed.
 pub fn run(layout: &Layout, options: &TestOptions) -> Result<bool> {
     let scenarios = system::load(layout)?;
@@ -128,6 +134,19 @@ mod tests {
 
     fn outcome(verdict: Verdict) -> Outcome {
         Outcome { name: "x".into(), verdict, seconds: 0.0 }
+    }
+
+    #[test]
+    fn a_whole_name_means_one_row_and_a_part_all_that_have_it() {
+        let all = ["clippy", "clippy-bare", "doc"];
+        let rows = |wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(|w| w.to_string()).collect();
+            all.into_iter().filter(|n| chosen(n, &wanted, &all)).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&["clippy"]), ["clippy"]);
+        assert_eq!(rows(&["clip"]), ["clippy", "clippy-bare"]);
+        assert_eq!(rows(&[]).len(), 3);
+        assert!(rows(&["nothing"]).is_empty());
     }
 
     #[test]
