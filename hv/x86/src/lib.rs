@@ -10,8 +10,11 @@ extern crate alloc;
 extern crate std;
 
 pub mod apic;
+pub mod console;
 pub mod cpu;
 pub mod decode;
+pub mod guest;
+pub mod keys;
 pub mod mce;
 pub mod mm;
 pub mod nmi;

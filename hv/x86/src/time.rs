@@ -11,6 +11,8 @@ static TSC_BASE: AtomicU64 = AtomicU64::new(0);
 static MUL: AtomicU32 = AtomicU32::new(0);
 static SHIFT: AtomicU32 = AtomicU32::new(0);
 
+static WALLCLOCK: AtomicU64 = AtomicU64::new(0);
+
 /// A reference clock of known frequency.
 #[derive(Clone, Copy, Debug)]
 pub enum Reference {
@@ -77,6 +79,11 @@ pub fn ns_to_tsc(ns: u64) -> u64 {
 #[inline(always)]
 pub fn now() -> u64 {
     tsc_to_ns(instr::rdtsc().wrapping_sub(TSC_BASE.load(Ordering::Relaxed)))
+}
+
+/// UTC at system time zero, in ns since 1970: from the real-time clock, read once.
+pub fn wallclock() -> u64 {
+    WALLCLOCK.load(Ordering::Relaxed)
 }
 
 /// TSC value at system time zero.

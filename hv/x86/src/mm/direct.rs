@@ -19,6 +19,12 @@ pub fn physical<T>(pointer: *const T) -> Hpa {
     Hpa::new(pointer as u64 - BASE)
 }
 
+/// The bytes of a boot module. They lie in RAM that was set apart at boot and is never written or freed.
+pub fn module(start: Hpa, bytes: usize) -> &'static [u8] {
+    // SAFETY: as said; the direct map shows all RAM.
+    unsafe { core::slice::from_raw_parts(pointer(start), bytes) }
+}
+
 /// Fills a frame with zeroes.
 ///
 /// # Safety

@@ -11,3 +11,4 @@ pub mod direct;
 pub mod frames;
 pub mod heap;
 pub mod host;
+pub mod own;

@@ -19,14 +19,15 @@ impl Log for Sink {
         true
     }
     fn log(&self, record: &Record<'_>) {
-        let mut line = alloc::string::String::new();
         let mark = match record.level() {
             log::Level::Error => "error: ",
             log::Level::Warn => "warning: ",
             _ => "",
         };
-        let _ = write!(line, "(testudo) {mark}{}\r\n", record.args());
-        let _ = Line.write_str(&line);
+        if !crate::console::log(format_args!("{mark}{}", record.args())) {
+            // In the middle of another line of this very CPU: straight to the line.
+            let _ = write!(Line, "(testudo) {mark}{}\r\n", record.args());
+        }
     }
     fn flush(&self) {}
 }

@@ -2,21 +2,28 @@
 // UNSAFETY: reads what the loader left in memory; makes the boot CPU's stack.
 #![allow(unsafe_code)]
 
+mod domains;
 #[cfg(target_os = "none")]
 mod entry;
 mod log_sink;
 mod memory;
+mod run;
+
+pub use run::{arm_timer, attend_cpu, run_cpu};
 
 use crate::cpu::{
     desc, instr, msr,
     percpu::{self, PerCpu},
     stack,
 };
+use crate::guest::arch;
 use crate::mm::{direct, host};
 use crate::{apic, mce, power, serial, smp, svm, time};
 use ::boot::acpi::{Acpi, FadtFlags, GenericAddress, PhysRead, Rsdp, SpaceId};
 use ::boot::multiboot2::{self, BootInfo};
 use addr::Hpa;
+use hv_core::sched::Tunables;
+use hv_core::{Machine, SystemInfo};
 
 /// The boot CPU's first stack block; its own, guarded one replaces it once memory is up.
 #[repr(align(65536))]
@@ -41,6 +48,7 @@ pub extern "C" fn start(magic: u32, info: u32) -> ! {
     desc::load_idt();
     let serial = serial::init(0x3f8);
     log_sink::init();
+    crate::console::init("a");
     log::info!("Testudo {} ({})", env!("CARGO_PKG_VERSION"), crate::report::build_id());
     if !serial {
         log::warn!("no UART answers at 3f8h");
@@ -116,7 +124,29 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
         None => log::warn!("no free page below 1 MiB: other CPUs stay off"),
     }
     log::info!("{} CPUs", smp::count());
-    power::off()
+    start_machine(boot)
+}
+
+/// The neutral machine, its domains, and this CPU's loop.
+fn start_machine(boot: BootInfo) -> ! {
+    let extended = instr::cpuid(0x8000_0001, 0)[3];
+    let host = arch::Host {
+        svm: svm::probe().unwrap_or_else(|unfit| refuse(&alloc::format!("{unfit}"))),
+        gigabyte_pages: extended & (1 << 26) != 0,
+        phys_bits: instr::cpuid(0x8000_0008, 0)[0] as u8,
+        tsc_stable: true,
+        patch_level: crate::trap::probe::rdmsr(0x8b).unwrap_or(0),
+        rdtscp: extended & (1 << 27) != 0,
+    };
+    log::info!("SVM: {} ASIDs, features {:#x}", host.svm.asids, host.svm.edx);
+    crate::decode::warm_up();
+    let info = SystemInfo { command_line: boot.command_line.clone(), ..SystemInfo::default() };
+    let policy = alloc::boxed::Box::new(hv_core::sched::Credit::new(&Tunables::default()));
+    let machine = Machine::new(smp::count(), policy, Tunables::default(), info);
+    arch::init(host, machine);
+    domains::build_all(&boot);
+    crate::console::boot_done();
+    run::run_cpu()
 }
 
 struct DirectMap;
@@ -204,13 +234,6 @@ pub fn init_cpu_state() {
         instr::write_cr4(cr4);
     }
     mce::init_cpu();
-}
-
-/// The loop of a CPU.
-pub fn run_cpu() -> ! {
-    loop {
-        instr::sti_hlt();
-    }
 }
 
 /// Stops with a message: the machine or its configuration cannot be used.

@@ -2,6 +2,19 @@
 // UNSAFETY: SVM instructions and MSRs.
 #![allow(unsafe_code)]
 
+mod access;
+pub mod entry;
+pub mod exit;
+pub mod fetch;
+mod inject;
+pub mod maps;
+pub mod msrs;
+pub mod nested;
+pub mod run;
+mod switch;
+pub mod vcpu;
+pub mod xstate;
+
 use crate::cpu::{instr, msr, percpu};
 use crate::mm::frames;
 use core::sync::atomic::Ordering;

@@ -1,0 +1,83 @@
+//! Testudo's own key menu.
+
+use crate::console::Line;
+use crate::guest::{arch, stats};
+use crate::smp;
+use hv_core::console::Console;
+use hv_core::sched::{Place, Schedulable};
+
+/// Registers all commands. Xen's letters where Xen has the command.
+pub fn register(console: &mut Console<Line>) {
+    console.register_key(b'q', "domains and their vCPUs", |_| domains());
+    console.register_key(b'e', "exit counters by domain, level and reason", |_| counters());
+    console.register_key(b'd', "registers of all vCPUs that are not running", |_| registers());
+    console.register_key(b'm', "memory in use", |_| memory());
+    console.register_key(b'R', "restart the machine", |_| crate::power::reboot());
+    console.register_key(b'P', "turn the machine off", |_| crate::power::off());
+}
+
+fn domains() {
+    for domain in arch::machine().domains.all() {
+        log::info!(
+            "domain {} {:?}: {:?}, {} MiB",
+            domain.id().0,
+            domain.name(),
+            domain.life(),
+            hv_core::platform::DomainMemory::pages(&domain.memory) >> 8
+        );
+        for vcpu in domain.vcpus() {
+            let place = match vcpu.unit().place() {
+                Place::Running(pcpu) => alloc::format!("running on {pcpu}"),
+                other => alloc::format!("{other:?}"),
+            };
+            log::info!("  {}: {place}, {}", vcpu.id(), if vcpu.is_up() { "up" } else { "down" });
+        }
+    }
+}
+
+fn counters() {
+    for domain in arch::machine().domains.all() {
+        stats::print(&domain);
+    }
+}
+
+fn registers() {
+    for domain in arch::machine().domains.all() {
+        for vcpu in domain.vcpus() {
+            let Some(state) = vcpu.shared.state.try_lock() else {
+                log::info!("{} {}: running", domain.name(), vcpu.id());
+                continue;
+            };
+            if let Some(state) = state.as_ref() {
+                let save = &state.cur().save;
+                log::info!(
+                    "{} {}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} cs {:#x}",
+                    domain.name(),
+                    vcpu.id(),
+                    save.rip,
+                    save.rsp,
+                    save.rflags,
+                    save.cr0,
+                    save.cr3,
+                    save.cr4,
+                    save.cs.selector
+                );
+            }
+        }
+    }
+}
+
+/// Logs what memory is used for.
+pub fn memory() {
+    let frames = crate::mm::frames::frames();
+    let stats = frames.stats();
+    let own = frames.usage(hv_core::memory::Owner::HYPERVISOR).total();
+    log::info!(
+        "memory: {} MiB, {} MiB free; Testudo {} KiB allocated and {} KiB set apart; {} CPUs",
+        stats.total >> 8,
+        stats.free >> 8,
+        own * 4,
+        stats.reserved * 4,
+        smp::count()
+    );
+}

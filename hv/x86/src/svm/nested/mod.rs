@@ -1,0 +1,144 @@
+//! The glue of nested SVM: the machine of `vsvm` on real hardware.
+//!
+//! Decisions are made by `vsvm` and `stage2`; here are the pages, the tables and the instructions. The first
+//! tier ([`fast_l1`], [`fast_l2`]) does the common round trip without leaving GIF=0; what may have to wait
+//! for other CPUs (new roots, flushes of L1's tables, faults) is done in [`prepare_l2`] and [`handle_l2`].
+
+mod enter;
+mod exit;
+mod insn;
+mod memory;
+
+pub use enter::{enter_l2, prepare_l2};
+pub use exit::{fast_l2, handle_l2};
+pub use insn::{fast_l1, instruction, rdmsr, wrmsr};
+pub use memory::{GuestView, PinnedVmcb, table_write};
+
+use crate::guest::page::Page;
+use crate::mm::own::HardwarePage;
+use hv_core::memory::Owner;
+use stage2::shadow::RootRef;
+use vsvm::asid::AsidMap;
+use vsvm::caps::{Caps, Features};
+use vsvm::layout::{Clean, Vmcb};
+use vsvm::perm::MSRPM_WORDS;
+use vsvm::route::Exit;
+
+/// Hot vmcb02 of a vCPU.
+pub const SLOTS: usize = 4;
+
+/// Constants of a domain with nested virtualization.
+#[derive(Debug)]
+pub struct DomainNested {
+    /// What L1 may use.
+    pub caps: Caps,
+}
+
+/// What belongs to one vmcb02 beyond the pure state.
+#[derive(Debug)]
+struct Slot {
+    vmcb02: HardwarePage<Vmcb>,
+    msrpm: HardwarePage<[u64; MSRPM_WORDS]>,
+    /// The page of vmcb12, and the table generation it was pinned under.
+    page: Option<(Page, u64)>,
+    /// Pages of L1's MSR permission map, likewise.
+    msrpm12: Option<(addr::Gpa, u64, [Option<Page>; 2])>,
+    root: Option<RootRef>,
+}
+
+/// Nested SVM of one vCPU.
+#[derive(Debug)]
+pub struct Nested {
+    /// The pure state.
+    pub machine: vsvm::state::Nested<SLOTS>,
+    slots: [Slot; SLOTS],
+    asids: AsidMap<8>,
+    /// Index of the active L2's tag.
+    tag: usize,
+    /// For each tag: root and its generation, as of the last entry.
+    tag_roots: [(u64, u64); 8],
+    /// What VMRUN left to be done where other CPUs can be waited for.
+    todo: Todo,
+    /// The exit being handled.
+    exit: Exit,
+    /// Leave L2 right after its entry.
+    kick_after_entry: bool,
+    /// Pages of VMLOAD and VMSAVE.
+    pages: memory::PageCache,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Todo {
+    root: bool,
+    resync: bool,
+}
+
+impl Slot {
+    fn new(owner: Owner) -> Option<Self> {
+        Some(Slot {
+            vmcb02: HardwarePage::new(owner)?,
+            msrpm: HardwarePage::new(owner)?,
+            page: None,
+            msrpm12: None,
+            root: None,
+        })
+    }
+}
+
+impl Nested {
+    /// A vCPU after reset. `None`: no memory.
+    pub fn new(owner: Owner) -> Option<Self> {
+        Some(Nested {
+            machine: vsvm::state::Nested::new(),
+            slots: [Slot::new(owner)?, Slot::new(owner)?, Slot::new(owner)?, Slot::new(owner)?],
+            asids: AsidMap::new(),
+            tag: 0,
+            tag_roots: [(0, 0); 8],
+            todo: Todo::default(),
+            exit: Exit::default(),
+            kick_after_entry: false,
+            pages: memory::PageCache::default(),
+        })
+    }
+
+    /// The vmcb02 that runs. Only while there is one; else the first.
+    #[inline(always)]
+    pub fn active_vmcb(&self) -> &Vmcb {
+        &self.slots[self.active_slot()].vmcb02
+    }
+
+    /// See [`Nested::active_vmcb`].
+    #[inline(always)]
+    pub fn active_vmcb_mut(&mut self) -> &mut Vmcb {
+        let slot = self.active_slot();
+        &mut self.slots[slot].vmcb02
+    }
+
+    #[inline(always)]
+    fn active_slot(&self) -> usize {
+        self.machine.active().map_or(0, |active| active.slot) % SLOTS
+    }
+
+    /// The vCPU ran on another CPU before.
+    pub fn leave_pcpu(&mut self) {
+        for slot in &mut self.slots {
+            slot.vmcb02.control.mark_dirty(Clean::all());
+        }
+    }
+
+    /// L2's address space owes a flush.
+    pub fn owe_flush(&mut self, flush: vsvm::asid::Flush) {
+        self.asids.tag(self.tag).owe(flush);
+    }
+
+    /// The roots in use, to be given back when the vCPU ends.
+    pub fn take_roots(&mut self) -> impl Iterator<Item = RootRef> + '_ {
+        self.slots.iter_mut().filter_map(|slot| slot.root.take())
+    }
+}
+
+/// What a domain's L1 is offered: what the processor has, and what software can give it.
+pub fn caps(hardware: Features, maxphyaddr: u8, cr4_allowed: u64, efer_allowed: u64, invpcid: bool) -> Caps {
+    let features = Features::offer(hardware, true) - Features::DECODE_ASSISTS - Features::SVML;
+    Caps { features, asids: 64, maxphyaddr, cr4_allowed, efer_allowed, invpcid, rdpru: false }
+}
