@@ -93,8 +93,11 @@ fn chosen(name: &str, wanted: &[String], all: &[&str]) -> bool {
 /// `xtask test`; true if no row failed.
 pub fn run(layout: &Layout, options: &TestOptions) -> Result<bool> {
     let scenarios = system::load(layout)?;
-    let chosen =
-        |name: &str| options.names.is_empty() || options.names.iter().any(|n| name.contains(n.as_str()));
+    let all: Vec<&str> =
+        host::CHECKS.iter().map(|c| c.name).chain(scenarios.iter().map(|s| s.name.as_str())).collect();
+    let wanted: Vec<String> =
+        all.iter().filter(|n| chosen(n, &options.names, &all)).map(|n| n.to_string()).collect();
+    let chosen = |name: &str| wanted.iter().any(|w| w == name);
     let checks: Vec<_> = host::CHECKS.iter().filter(|c| chosen(c.name)).collect();
     let by_name = !options.names.is_empty();
     let scenarios: Vec<_> = scenarios
