@@ -124,7 +124,6 @@ impl<F: Format> Radix<F> {
     ///
     /// # Errors
     /// See [`MapError`]; [`Failed`] says what state is left.
-    #[expect(clippy::too_many_arguments, reason = "a mapping has that many parts")]
     pub fn map(
         &self,
         mem: &impl TableMemory,

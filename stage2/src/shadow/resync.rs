@@ -4,7 +4,7 @@ use super::Host;
 use super::WriteProtect as _;
 use super::fill::until_dirty;
 use super::slab::NIL;
-use super::state::{Inner, Kind, New, Source, Sync};
+use super::state::{Inner, Kind, New, Source, Trust};
 use super::zap::Zap;
 use crate::debt::TlbDebt;
 use crate::format::{Entry, Format, Mapping};
@@ -56,13 +56,13 @@ impl<F: Format> Inner<F> {
             }
             any = true;
             let Source { frame, state, heat, .. } = self.sources[source];
-            if state != Sync::Unsync || heat >= HOT {
+            if state != Trust::Unsync || heat >= HOT {
                 continue;
             }
             match host.guard().protect(frame) {
                 Ok(owed) => {
                     debt.merge(owed);
-                    self.sources[source].state = Sync::Protecting(ticket);
+                    self.sources[source].state = Trust::Protecting(ticket);
                     // L2 may not write there unseen, either.
                     self.zap_frame(host, frame, Zap::Writes, &mut debt);
                 }
@@ -86,8 +86,8 @@ impl<F: Format> Inner<F> {
             let changed = self.reread(host, source, &page, debt);
             self.counts.reread += 1;
             let state = &mut self.sources[source];
-            if state.state == Sync::Protecting(resync.ticket) {
-                state.state = Sync::Sync;
+            if state.state == Trust::Protecting(resync.ticket) {
+                state.state = Trust::Sync;
                 self.unlist(source);
             } else if changed {
                 state.quiet = 0;

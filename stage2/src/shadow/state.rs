@@ -81,7 +81,7 @@ impl Table {
 
 /// Whether a table page of L1's can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sync {
+pub(super) enum Trust {
     /// Read-only for L1, and what was built from it is true.
     Sync,
     /// Read-only in the tables, but CPUs may not know yet: the flush with this ticket is waiting for that.
@@ -94,7 +94,7 @@ pub(super) enum Sync {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source {
     pub frame: Frame<GuestPhys>,
-    pub state: Sync,
+    pub state: Trust,
     /// How often it was written while protected, and for how many flushes it has not changed since.
     pub heat: u8,
     pub quiet: u8,
@@ -511,7 +511,7 @@ impl<F: Format> Inner<F> {
         let bucket = hash(frame.number(), &self.source_heads);
         let id = self.sources.insert(Source {
             frame,
-            state: Sync::Unsync,
+            state: Trust::Unsync,
             heat: 0,
             quiet: 0,
             first: NIL,
@@ -539,7 +539,7 @@ impl<F: Format> Inner<F> {
         }
         self.unlist(source);
         let gone = self.sources.remove(source);
-        if gone.state != Sync::Unsync {
+        if gone.state != Trust::Unsync {
             guard.unprotect(gone.frame);
         }
         let bucket = hash(gone.frame.number(), &self.source_heads);
@@ -556,7 +556,7 @@ impl<F: Format> Inner<F> {
 
     pub fn table_write(&mut self, guard: &impl WriteProtect, frame: Frame<GuestPhys>) -> TableWrite {
         let Some(source) = self.find_source(frame) else { return TableWrite::NotATable };
-        if self.sources[source].state == Sync::Unsync {
+        if self.sources[source].state == Trust::Unsync {
             return TableWrite::AlreadyUnsync;
         }
         let heat = &mut self.sources[source].heat;
@@ -567,8 +567,8 @@ impl<F: Format> Inner<F> {
     }
 
     pub fn make_unsync(&mut self, guard: &impl WriteProtect, source: u32) {
-        let old = core::mem::replace(&mut self.sources[source].state, Sync::Unsync);
-        if old != Sync::Unsync {
+        let old = core::mem::replace(&mut self.sources[source].state, Trust::Unsync);
+        if old != Trust::Unsync {
             guard.unprotect(self.sources[source].frame);
         }
         self.list_unsync(source);
@@ -662,7 +662,7 @@ impl<F: Format> Inner<F> {
         assert!(self.used <= self.quota);
         for (id, source) in self.sources.iter() {
             assert_eq!(self.find_source(source.frame), Some(id));
-            assert_eq!(source.state == Sync::Sync, source.place == NIL);
+            assert_eq!(source.state == Trust::Sync, source.place == NIL);
             assert!(source.place == NIL || self.unsync[source.place as usize] == id);
         }
         let listed = self.unsync.iter().filter(|s| **s != NIL).count();

@@ -105,6 +105,7 @@ fn more_rights_need_no_flush() {
 #[test]
 fn rights_from_two_times_do_not_add_up() {
     let mut w = simple();
+    w.change(LEAF, 12 << 12 | RW);
     w.change(DIRECTORY, 7 << 12 | P | U | A);
     w.go(0, 0, Access::READ).unwrap();
     w.l1_write(1, LEAF, 12 << 12 | RO, 0);
@@ -127,6 +128,9 @@ fn l2s_own_writes_to_a_table_are_seen() {
             w.go(v, 0, Access::READ).unwrap();
         });
         w.flush(1, |_| {});
+        for vcpu in 0..3 {
+            assert!(w.ways(vcpu, PAGE1).iter().all(|way| !way.perms.contains(Perms::W)));
+        }
         for target in [13, 15] {
             w.l2_access(writer, PAGE1, Access::WRITE, Some(7 << 12 | RW), 0).unwrap();
             // The store hits slot 0, as its address does.
@@ -234,6 +238,7 @@ fn a_dirty_log_sees_the_next_write() {
     w.pay(debt);
     assert_eq!(w.cache.stats().leaves, 1, "still readable");
     for vcpu in 0..3 {
+        assert!(w.ways(vcpu, 0).iter().all(|way| !way.perms.contains(Perms::W)));
         assert!(w.go(vcpu, 0, Access::READ).is_ok());
         let denied = w.go(vcpu, 0x10, Access::WRITE);
         assert!(matches!(denied, Err(FaultOutcome::Denied { gpa, .. }) if gpa == Gpa::new(12 << 12 | 0x10)));
@@ -308,7 +313,7 @@ fn cycles_and_a_full_quota_leave_roots_in_use_alone() {
     let ngpas: Vec<u64> = (0..64).map(shift).collect();
     let mut w = World::new(regime(Shape::FourLevel), ngpas.clone(), MIN_QUOTA);
     for frame in [20, 21, 22] {
-        (0..512).for_each(|slot| w.poke(frame << 12 | slot * 8, frame << 12 | P | W | U));
+        (0..512).for_each(|slot| w.poke((frame << 12) + slot * 8, frame << 12 | P | W | U));
     }
     (0..3).for_each(|v| w.enter(v, (20 + v as u64) << 12));
     let roots: Vec<_> =

@@ -250,6 +250,10 @@ impl World {
             self.pay(debt);
         }
         self.tlb.flush(self.vcpus[vcpu].cpu, tag);
+        // Now L1 relies on the least.
+        for ngpa in self.ngpas.clone() {
+            self.ways(vcpu, ngpa);
+        }
     }
 
     /// L1 stores `value`. False if there is no memory.
@@ -302,12 +306,15 @@ impl World {
         let id = (root.hpa(), root.generation());
         let ncr3 = root.key().base().raw();
         let mut result = Err(FaultOutcome::Retry);
+        self.vcpus[vcpu].root = Some(root);
+        self.ways(vcpu, ngpa);
+        let root = self.vcpus[vcpu].root.take().expect("just put there");
         for attempt in 0..12 {
             let tag = self.tag(vcpu, Some(id));
             let cpu = self.vcpus[vcpu].cpu;
             let way = self.tlb.access(&self.tables, cpu, tag, id.0, ngpa, access.needs(), whim + attempt);
             if let Some(reach) = way {
-                let gpa = self.judge(vcpu, ncr3, ngpa, access, reach);
+                let gpa = self.judge(vcpu, ncr3, ngpa, reach);
                 if let Some(value) = value {
                     self.store(reach, ngpa, value);
                 }
@@ -330,18 +337,30 @@ impl World {
         result
     }
 
-    /// Whether what L2 reached is something that L1's tables, at some time since the vCPU's last flush,
-    /// and L0's now, give it. Returns the L1 address.
-    fn judge(&mut self, vcpu: usize, ncr3: u64, ngpa: u64, access: Access, reach: Reach) -> u64 {
+    /// Whether this way to reach something is one that L1's tables, at some time since the vCPU's last
+    /// flush, and L0's now, give. Returns the L1 address.
+    fn judge(&mut self, vcpu: usize, ncr3: u64, ngpa: u64, reach: Reach) -> u64 {
         self.reached += 1;
         let frame = reach.hpa.frame().number();
         let Some(gpa) = self.owner.get(&frame) else {
-            panic!("L2 at {ngpa:#x} reached a frame that is no longer the domain's")
+            panic!("L2 at {ngpa:#x} reaches a frame that is no longer the domain's")
         };
         let allowed = &self.allowed[&(vcpu, ncr3)][&(ngpa & !0xfff)];
-        let good = allowed.iter().any(|(g, perms)| g == gpa && perms.contains(access.needs()));
-        assert!(good, "L2 at {ngpa:#x} reached {gpa:#x} for {access:?}; L1 allowed {allowed:x?}");
+        let good = allowed.iter().any(|(g, perms)| g == gpa && perms.contains(reach.perms));
+        assert!(good, "L2 at {ngpa:#x} reaches {gpa:#x} with {reach:?}; L1 allowed {allowed:x?}");
         gpa << 12 | reach.hpa.raw() & 0xfff
+    }
+
+    /// Every way in which the vCPU's L2 could now reach `ngpa`, each judged.
+    pub fn ways(&mut self, vcpu: usize, ngpa: u64) -> Vec<Reach> {
+        let Some(root) = &self.vcpus[vcpu].root else { return Vec::new() };
+        let (id, ncr3) = ((root.hpa(), root.generation()), root.key().base().raw());
+        let (tag, cpu) = (self.tag(vcpu, Some(id)), self.vcpus[vcpu].cpu);
+        let ways = self.tlb.reaches(&self.tables, cpu, tag, id.0, ngpa);
+        for way in &ways {
+            self.judge(vcpu, ncr3, ngpa, *way);
+        }
+        ways
     }
 
     /// Everything L1's tables under `ncr3` now allow.
