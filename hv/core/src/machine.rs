@@ -121,7 +121,9 @@ impl<A: Arch> Machine<A> {
         let now = A::now();
         let queue = &self.timers[pcpu.index() % self.timers.len()];
         // At most as many as are set now: periodic ones come back later than now.
-        for _ in 0..queue.lock().len() {
+        // (Counted before the loop: a guard in the loop's head would live through its body.)
+        let set = queue.lock().len();
+        for _ in 0..set {
             let Some(Expired { timer, deadline }) = queue.lock().expire(now) else { break };
             self.fire(&timer.vcpu, timer.kind, deadline, now);
         }
