@@ -9,6 +9,8 @@ use crate::layout::Layout;
 use crate::qemu::{Boot, Machine};
 use crate::run::BuildArgs;
 use crate::session::Expect;
+use crate::setup::{self, Needs};
+use crate::tools;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -166,10 +168,38 @@ impl Scenario {
         }
     }
 
+    /// What must be there to prepare and boot it.
+    pub fn needs(&self) -> Result<Needs<'static>> {
+        let mut needs = Needs { tools: vec![&tools::QEMU], ..Needs::default() };
+        if self.machine.uefi {
+            needs.tools.push(&tools::OVMF);
+        }
+        if !self.bare {
+            needs.tools.extend([
+                &tools::GRUB_MKIMAGE,
+                &tools::GRUB_BIOS,
+                &tools::GRUB_UEFI,
+                &tools::XORRISO,
+                &tools::MTOOLS,
+            ]);
+        }
+        needs.toolchain = !self.bare || self.domain.iter().any(|d| d.guest == "svm-l1");
+        for domain in self.domain.iter().filter(|d| d.guest == "linux") {
+            needs.busybox = true;
+            for name in [&domain.kernel, &domain.l2_kernel].into_iter().filter(|n| !n.contains('/')) {
+                needs.kernels.push(kernels::by_version(name)?);
+            }
+        }
+        needs.kernels.sort_by_key(|k| k.version);
+        needs.kernels.dedup_by_key(|k| k.version);
+        Ok(needs)
+    }
+
     /// Builds what this scenario needs and gives the machine that boots it. The ISO is `target/testudo/ISO`.
     pub fn prepare(&self, shop: &Workshop, iso: &str) -> Result<Prepared> {
         let mut machine = self.machine.clone();
         machine.check()?;
+        setup::preflight(shop.layout, &self.needs()?, shop.build.policy())?;
         let files = self.domain.iter().map(|d| shop.guest(d)).collect::<Result<Vec<_>>>()?;
         if self.bare {
             let (domain, files) =

@@ -1,7 +1,7 @@
 //! `xtask setup`: finds or fetches every tool, and says which is used from where.
 use crate::deb::apt::{Apt, Package};
 use crate::deb::root::{self, Root};
-use crate::guests::kernels;
+use crate::guests::kernels::{self, KernelName};
 use crate::layout::Layout;
 use crate::tools::{self, Found, Source, TOOLS, Tool};
 use crate::{lock, toolchain, ui};
@@ -97,28 +97,100 @@ pub fn require(layout: &Layout, tool: &Tool, policy: Policy) -> Result<Found> {
     if found.source != Source::Missing {
         return Ok(found);
     }
-    install(layout, tool.group, policy).map_err(|e| missing(&[tool], Some(&e)))?;
+    install(layout, tool.group, policy).map_err(|e| cannot(&[help(tool)], &e))?;
     let found = tools::find(layout, tool)?;
     if found.source == Source::Missing {
-        return Err(missing(&[tool], None));
+        bail!("{} was fetched but does not work here; give its path with {}=/path", tool.name, tool.env);
     }
     Ok(found)
 }
 
-/// The message for tools that could not be had: which, why, and how to give their paths.
-fn missing(tools: &[&Tool], why: Option<&anyhow::Error>) -> anyhow::Error {
-    let mut text = String::from("a tool is missing:\n");
-    for tool in tools {
-        text += &format!(
-            "  {:<22} {} (Debian package {}); give its path with {}=/path\n",
-            tool.name, tool.purpose, tool.package, tool.env
+/// What a chore needs, so that it can be checked before any slow step.
+#[derive(Debug, Default)]
+pub struct Needs<'a> {
+    /// Tools.
+    pub tools: Vec<&'a Tool>,
+    /// Debian's kernels.
+    pub kernels: Vec<&'a KernelName>,
+    /// A static busybox.
+    pub busybox: bool,
+    /// A toolchain for bare metal.
+    pub toolchain: bool,
+}
+
+/// Something missing: how much disk it takes when fetched, and the line that says how to do without.
+type Missing = (u64, String);
+
+fn help(tool: &Tool) -> String {
+    let what = if matches!(tool.kind, tools::Kind::Program { .. }) { tool.name } else { "folder" };
+    format!("{:<20} {} (Debian: {}): {}=/path/to/{what}", tool.name, tool.purpose, tool.package, tool.env)
+}
+
+fn missing(layout: &Layout, needs: &Needs) -> Result<Vec<Missing>> {
+    let mut all = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for tool in &needs.tools {
+        if tools::find(layout, tool)?.source == Source::Missing {
+            let space = if groups.contains(&tool.group) { 0 } else { tool.group.space() };
+            groups.push(tool.group);
+            all.push((space, help(tool)));
+        }
+    }
+    for kernel in &needs.kernels {
+        if kernels::describe(layout, kernel).source == Source::Missing {
+            let line = format!(
+                "{:<20} guest kernel: --kernel /path/to/vmlinuz, TESTUDO_MODULES=/path/to/its/modules",
+                format!("linux {}", kernel.version)
+            );
+            all.push((kernels::SPACE, line));
+        }
+    }
+    if needs.busybox && kernels::describe_busybox(layout).source == Source::Missing {
+        all.push((
+            10_000_000,
+            format!("{:<20} a static busybox for L1's shell: TESTUDO_BUSYBOX=/path/to/busybox", "busybox"),
+        ));
+    }
+    if needs.toolchain && toolchain::describe(layout).source == Source::Missing {
+        let line = format!(
+            "{:<20} Rust for bare metal (Debian: rustc-web): rustup target add {}",
+            "rustc",
+            toolchain::TARGET
         );
+        all.push((Group::Rust.space(), line));
     }
-    if let Some(why) = why {
-        text += &format!("It could not be fetched: {why:#}\n");
+    Ok(all)
+}
+
+/// Checks, before anything slow, that what is missing can be fetched: disk space, apt, permission.
+pub fn preflight(layout: &Layout, needs: &Needs, policy: Policy) -> Result<()> {
+    let missing = missing(layout, needs)?;
+    let lines: Vec<String> = missing.iter().map(|(_, line)| line.clone()).collect();
+    let fetched: u64 = missing.iter().map(|(space, _)| space).sum();
+    // A toolchain of rustup's is asked for before Debian's, so its absence is no reason to give up yet.
+    let by_apt = missing.iter().any(|(_, line)| !line.starts_with("rustc "));
+    if !lines.is_empty() && policy.offline {
+        return Err(cannot(&lines, &anyhow::anyhow!("--offline forbids to fetch anything")));
     }
-    text += "`cargo xtask setup --check` lists every tool.";
-    anyhow::anyhow!(text)
+    if by_apt {
+        let _guard = lock::tools(layout)?;
+        Apt::new(layout, &host_release())
+            .and_then(|apt| apt.update(false))
+            .map_err(|e| cannot(&lines, &e))?;
+    }
+    root::check_space(&layout.target(""), fetched + BUILD_SPACE, "tools, guests and build")
+}
+
+/// Bytes that builds and images take.
+const BUILD_SPACE: u64 = 1_000_000_000;
+
+/// The message for what could not be had: what, why, and how to do without.
+fn cannot(lines: &[String], why: &anyhow::Error) -> anyhow::Error {
+    let list: String = lines.iter().map(|l| format!("  {l}\n")).collect();
+    anyhow::anyhow!(
+        "something is missing:\n{list}and can't be fetched: {why:#}\n\
+         Install it, or give its path as shown. `cargo xtask setup --check` lists every tool."
+    )
 }
 
 /// `xtask setup`.
@@ -126,29 +198,22 @@ pub fn setup(layout: &Layout, check: bool, policy: Policy) -> Result<()> {
     if check {
         return show(layout);
     }
-    let mut problems = Vec::new();
+    let needs = Needs {
+        tools: TOOLS.iter().collect(),
+        kernels: kernels::KERNELS.iter().collect(),
+        busybox: true,
+        toolchain: true,
+    };
+    preflight(layout, &needs, policy)?;
     for tool in TOOLS {
-        if let Err(e) = require(layout, tool, policy) {
-            problems.push(format!("{e:#}"));
-        }
+        require(layout, tool, policy)?;
     }
-    if let Err(e) = toolchain::find(layout, policy) {
-        problems.push(format!("{e:#}"));
-    }
+    toolchain::find(layout, policy)?;
     for kernel in kernels::KERNELS {
-        if let Err(e) = kernels::kernel(layout, kernel, policy) {
-            problems.push(format!("{e:#}"));
-        }
+        kernels::kernel(layout, kernel, policy)?;
     }
-    if let Err(e) = kernels::busybox(layout, policy) {
-        problems.push(format!("{e:#}"));
-    }
-    show(layout)?;
-    if problems.is_empty() {
-        return Ok(());
-    }
-    problems.dedup();
-    bail!("setup is not complete:\n{}", problems.join("\n"))
+    kernels::busybox(layout, policy)?;
+    show(layout)
 }
 
 /// One line of the table of `--check`.

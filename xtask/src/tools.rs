@@ -59,8 +59,8 @@ impl Found {
 /// What kind of thing a tool is.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
-    /// A program, with the arguments that make it say its version and the least good version.
-    Program { ask: &'static str, least: (u32, u32) },
+    /// A program: the word by which it names itself when asked for its version, and the least good version.
+    Program { says: &'static str, least: (u32, u32) },
     /// A file or folder, with its places on a system, each also looked for in the private root.
     Data { places: &'static [&'static str] },
 }
@@ -89,7 +89,7 @@ pub const QEMU: Tool = Tool {
     package: "qemu-system-x86",
     purpose: "the machine emulator",
     group: Group::Qemu,
-    kind: Kind::Program { ask: "--version", least: (8, 0) },
+    kind: Kind::Program { says: "QEMU", least: (8, 0) },
 };
 
 /// UEFI firmware for the emulated machine.
@@ -109,7 +109,7 @@ pub const GRUB_MKIMAGE: Tool = Tool {
     package: "grub-common",
     purpose: "makes GRUB images",
     group: Group::Grub,
-    kind: Kind::Program { ask: "--version", least: (2, 6) },
+    kind: Kind::Program { says: "GRUB", least: (2, 6) },
 };
 
 /// GRUB's modules for BIOS.
@@ -139,7 +139,7 @@ pub const XORRISO: Tool = Tool {
     package: "xorriso",
     purpose: "writes ISO images",
     group: Group::Grub,
-    kind: Kind::Program { ask: "--version", least: (1, 4) },
+    kind: Kind::Program { says: "xorriso", least: (1, 4) },
 };
 
 /// Writes the FAT image of the ISO's EFI partition.
@@ -149,7 +149,7 @@ pub const MTOOLS: Tool = Tool {
     package: "mtools",
     purpose: "writes the FAT image for UEFI",
     group: Group::Grub,
-    kind: Kind::Program { ask: "--version", least: (4, 0) },
+    kind: Kind::Program { says: "mtools", least: (4, 0) },
 };
 
 /// Every tool that `setup` looks after, but the Rust toolchain and the guests.
@@ -174,8 +174,8 @@ pub fn find(layout: &Layout, tool: &Tool) -> Result<Found> {
         return given(tool, path);
     }
     match tool.kind {
-        Kind::Program { ask, least } => {
-            Ok(find_program(layout, tool.name, ask, least)?.unwrap_or_else(Found::missing))
+        Kind::Program { says, least } => {
+            Ok(find_program(layout, tool.name, says, least)?.unwrap_or_else(Found::missing))
         }
         Kind::Data { places } => Ok(find_data(layout, tool, places)),
     }
@@ -183,7 +183,7 @@ pub fn find(layout: &Layout, tool: &Tool) -> Result<Found> {
 
 fn given(tool: &Tool, path: PathBuf) -> Result<Found> {
     let version = match tool.kind {
-        Kind::Program { ask, .. } if proc::is_executable(&path) => ask_version(&path, ask),
+        Kind::Program { says, .. } if proc::is_executable(&path) => ask_version(&path, says),
         Kind::Data { .. } if path.exists() => Some("-".into()),
         _ => None,
     };
@@ -193,9 +193,9 @@ fn given(tool: &Tool, path: PathBuf) -> Result<Found> {
     }
 }
 
-fn find_program(layout: &Layout, name: &str, ask: &str, least: (u32, u32)) -> Result<Option<Found>> {
+fn find_program(layout: &Layout, name: &str, says: &str, least: (u32, u32)) -> Result<Option<Found>> {
     let good = |path: PathBuf, source| {
-        let version = ask_version(&path, ask)?;
+        let version = ask_version(&path, says)?;
         (parse_version(&version)? >= least).then_some(Found { source, version, path: Some(path) })
     };
     if std::env::var_os("TESTUDO_NO_SYSTEM_TOOLS").is_none()
@@ -227,14 +227,17 @@ fn find_data(layout: &Layout, tool: &Tool, places: &[&str]) -> Found {
     }
 }
 
-/// What a program says about its version: the first word that starts with a digit.
-fn ask_version(path: &Path, ask: &str) -> Option<String> {
-    let text = proc::output(Command::new(path).arg(ask)).ok()?;
+/// What a program says about its version, if it is the program meant.
+fn ask_version(path: &Path, says: &str) -> Option<String> {
+    version_in(&proc::output(Command::new(path).arg("--version")).ok()?, says)
+}
+
+/// The first word that starts with a digit, in a text that has `says`.
+fn version_in(text: &str, says: &str) -> Option<String> {
     let words = text.split(|c: char| c.is_whitespace() || "(),".contains(c));
-    words
-        .map(|w| w.trim_end_matches('.'))
-        .find(|w| w.starts_with(|c: char| c.is_ascii_digit()))
-        .map(String::from)
+    let version =
+        words.map(|w| w.trim_end_matches('.')).find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+    text.contains(says).then(|| version.to_string())
 }
 
 /// Major and minor number of a version.
@@ -254,6 +257,19 @@ mod tests {
         assert_eq!(parse_version("1.96.0"), Some((1, 96)));
         assert_eq!(parse_version("v3"), None);
         assert!(parse_version("10.0") > parse_version("8.2"));
+    }
+
+    #[test]
+    fn another_program_is_not_taken() {
+        assert_eq!(
+            version_in("QEMU emulator version 10.0.2 (Debian 1:10)", "QEMU").as_deref(),
+            Some("10.0.2")
+        );
+        assert_eq!(
+            version_in("grub-mkimage (GRUB) 2.12-1~bpo12+1", "GRUB").as_deref(),
+            Some("2.12-1~bpo12+1")
+        );
+        assert_eq!(version_in("true (GNU coreutils) 9.1", "QEMU"), None);
     }
 
     #[test]

@@ -113,11 +113,25 @@ impl Apt {
         }
         ui::step(&format!("fetching Debian's package lists of {} (10 MB)", self.release));
         let (ok, said) = proc::lines(self.command("apt-get").arg("update"), |_| {})?;
-        if !ok && !said.contains("Get:") && !said.contains("Hit:") {
-            bail!("cannot fetch the package lists of {} (no network?):\n{}", self.release, complaint(&said));
+        // apt calls an update without network a success with warnings: what counts is whether there are lists.
+        if !self.has_list(&self.release) {
+            bail!(
+                "cannot fetch the package lists of {} (no network, or the mirror lacks this release):\n{}",
+                self.release,
+                complaint(&said)
+            );
         }
-        std::fs::write(stamp, "")?;
+        if ok && !said.lines().any(|l| l.starts_with("Err:")) {
+            std::fs::write(stamp, "")?;
+        }
         Ok(())
+    }
+
+    /// Whether packages of a suite are listed.
+    fn has_list(&self, suite: &str) -> bool {
+        let lists = std::fs::read_dir(self.dir.join("lists")).into_iter().flatten().flatten();
+        let mut names = lists.map(|f| f.file_name().to_string_lossy().into_owned());
+        names.any(|f| f.contains(&format!("_{suite}_")) && f.contains("_Packages"))
     }
 
     /// `names` and everything they depend on, as the archive has it now. Backports are preferred if
@@ -136,10 +150,7 @@ impl Apt {
 
     fn backports_pin(&self) -> String {
         let name = format!("{}-backports", self.release);
-        let lists = std::fs::read_dir(self.dir.join("lists")).into_iter().flatten().flatten();
-        let offered = lists
-            .map(|f| f.file_name().to_string_lossy().into_owned())
-            .any(|f| f.contains(&format!("_{name}_")));
+        let offered = self.has_list(&name);
         if offered { name } else { self.release.clone() }
     }
 
