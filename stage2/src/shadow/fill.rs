@@ -4,8 +4,7 @@ use super::Host;
 use super::state::{Inner, Kind, New, NoRoom, Want, part};
 use crate::debt::TlbDebt;
 use crate::format::{Entry, Format, Mapping, Perms, slot};
-use crate::table::TableMemory;
-use crate::walk12::{Entry12, Mapped};
+use crate::walk12::Mapped;
 use addr::{Gpa, Ngpa, PageSize};
 
 /// What a slot should be.
@@ -51,13 +50,11 @@ impl<F: Format> Inner<F> {
             };
             return Wanted { raw: 0, perms: Perms::RWX, below };
         };
-        // Only rights and kinds are asked for: which half of a 4 MiB page it is does not matter.
-        let (perms, below) = match key.paging().decode(visit.raw, level, false) {
-            Entry12::Table(next) => {
-                (next.perms, Want::Guest { frame: next.frame, part: part(key, level - 1, ngpa.raw()) })
+        let (perms, below) = match mapped.at_level(level - 1).filter(|_| !visit.leaf) {
+            Some(next) => {
+                (visit.perms, Want::Guest { frame: next.frame, part: part(key, level - 1, ngpa.raw()) })
             }
-            Entry12::Leaf(leaf) => (until_dirty(leaf.perms, leaf.dirty), pieces(mapped, level)),
-            Entry12::Empty | Entry12::Reserved => unreachable!("a walk went through it"),
+            None => (until_dirty(visit.perms, mapped.dirty), pieces(mapped, level)),
         };
         Wanted { raw: visit.raw, perms, below }
     }
@@ -110,19 +107,17 @@ impl<F: Format> Inner<F> {
         let (raw, perms12) = match mapped.at_level(level) {
             // The leaf of L1's is higher up; its rights are there, too.
             None => (0, Perms::RWX),
-            Some(visit) => {
-                match self.roots[self.tables[id].root].key.paging().decode(visit.raw, level, false) {
-                    Entry12::Leaf(leaf) => (visit.raw, until_dirty(leaf.perms, leaf.dirty)),
-                    _ => unreachable!("the walk ended here"),
-                }
-            }
+            Some(visit) => (visit.raw, until_dirty(visit.perms, mapped.dirty)),
         };
         let piece = page.piece(mapped.gpa, size);
         let entry = F::leaf(&Mapping { perms: piece.perms & perms12, ..piece });
+        let gpa = mapped.gpa.align_down(size);
         self.counts.filled += 1;
-        let same = self.raw(host, id, slot) == raw && host.tables().read(self.tables[id].hpa, slot) == entry;
-        if !same {
-            let gpa = mapped.gpa.align_down(size);
+        if matches!(self.entry(host, id, slot), Entry::Leaf(_)) && self.leaf_gpa(host, id, slot) == gpa {
+            // It stays in its place in the reverse map.
+            self.set_raw(host, id, slot, raw);
+            self.set_rights(host, id, slot, entry, debt);
+        } else {
             self.put(host, id, slot, New::Leaf { raw, gpa, entry }, debt);
         }
     }

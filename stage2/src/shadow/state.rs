@@ -409,7 +409,7 @@ impl<F: Format> Inner<F> {
         }
     }
 
-    /// Replaces the rights of a slot that goes on pointing where it does.
+    /// Replaces an entry of the same kind, for the same address of L1's or the same table.
     pub fn set_rights(&mut self, host: &impl Host, id: u32, slot: usize, entry: u64, debt: &mut TlbDebt) {
         let table = &self.tables[id];
         let old = F::decode(host.tables().read(table.hpa, slot), table.level);

@@ -108,6 +108,10 @@ pub struct Visit {
     pub level: u8,
     /// The entry, with the accessed and dirty bits that the walk set.
     pub raw: u64,
+    /// The rights it gives, apart from those above and below it.
+    pub perms: Perms,
+    /// Whether the walk ended here.
+    pub leaf: bool,
 }
 
 /// What a walk found.
@@ -132,7 +136,8 @@ impl Mapped {
     }
     /// The entry used at `level`.
     pub fn at_level(&self, level: u8) -> Option<&Visit> {
-        self.visits().iter().find(|v| v.level == level)
+        let top = self.visits[0].level;
+        self.visits().get(usize::from(top.checked_sub(level)?))
     }
 }
 
@@ -197,7 +202,7 @@ fn read_entries<M: GuestMemory>(
 ) -> Result<(Pages<M::Page>, Mapped), WalkError> {
     let paging = &root.paging;
     let fault = |found: u64| WalkError::Violation(violation(paging, ngpa, access, found));
-    let none = Visit { frame: Frame::new(0), offset: 0, level: 0, raw: 0 };
+    let none = Visit { frame: Frame::new(0), offset: 0, level: 0, raw: 0, perms: Perms::NONE, leaf: false };
     let mut mapped = Mapped {
         gpa: Gpa::ZERO,
         size: PageSize::Size4K,
@@ -218,28 +223,34 @@ fn read_entries<M: GuestMemory>(
         // bits are set.
         let page = mem.pin(frame).map_err(|GuestFault { .. }| fault(info1::P | info1::RSV))?;
         let raw = paging.read(&page, offset);
-        if let (Some(visit), Some(pin)) = (mapped.visits.get_mut(i), pages.get_mut(i)) {
-            *visit = Visit { frame, offset: offset as u16, level, raw };
-            *pin = Some(page);
-            mapped.depth = i as u8 + 1;
-        }
-        match paging.decode(raw, level, ngpa.raw() & (1 << 21) != 0) {
+        let visit = Visit { frame, offset: offset as u16, level, raw, ..none };
+        let (perms, leaf) = match paging.decode(raw, level, ngpa.raw() & (1 << 21) != 0) {
             Entry12::Empty => return Err(fault(0)),
             Entry12::Reserved => return Err(fault(info1::P | info1::RSV)),
             Entry12::Table(next) => {
                 base = next.frame.start();
-                (user, mapped.perms) = (user && next.user, mapped.perms & next.perms);
+                user &= next.user;
+                (next.perms, None)
             }
             Entry12::Leaf(leaf) => {
-                (user, mapped.perms) = (user && leaf.user, mapped.perms & leaf.perms);
-                if !user || !mapped.perms.contains(access.needs()) {
-                    return Err(fault(info1::P));
-                }
-                let within = ngpa.raw() & (leaf.size.bytes() - 1);
-                (mapped.gpa, mapped.size) = (leaf.gpa.wrapping_add(within), leaf.size);
-                mapped.dirty = leaf.dirty;
-                break;
+                user &= leaf.user;
+                (leaf.perms, Some(leaf))
             }
+        };
+        mapped.perms = mapped.perms & perms;
+        if let (Some(place), Some(pin)) = (mapped.visits.get_mut(i), pages.get_mut(i)) {
+            *place = Visit { perms, leaf: leaf.is_some(), ..visit };
+            *pin = Some(page);
+            mapped.depth = i as u8 + 1;
+        }
+        if let Some(leaf) = leaf {
+            if !user || !mapped.perms.contains(access.needs()) {
+                return Err(fault(info1::P));
+            }
+            let within = ngpa.raw() & (leaf.size.bytes() - 1);
+            (mapped.gpa, mapped.size) = (leaf.gpa.wrapping_add(within), leaf.size);
+            mapped.dirty = leaf.dirty;
+            break;
         }
     }
     Ok((pages, mapped))
