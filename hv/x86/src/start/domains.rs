@@ -69,11 +69,13 @@ fn end(domain: &Arc<Domain<X86>>, action: Action) {
     if action == Action::Preserve {
         return;
     }
+    if !PENDING.lock().iter().any(|(other, _)| Arc::ptr_eq(other, domain)) && domain.is_quiet() {
+        stats::print(domain);
+    }
     if machine().destroy(domain).is_err() {
         PENDING.lock().push((domain.clone(), action));
         return;
     }
-    stats::print(domain);
     crate::console::remove_domain(domain);
     if action == Action::Rebuild {
         let recipe = RECIPES.lock().iter().find(|r| r.config.name == domain.name()).cloned();

@@ -51,6 +51,8 @@ pub enum Next {
     Resume,
     /// It halts until an event.
     Halt,
+    /// It sleeps until anything happens to it, then goes on.
+    Sleep,
     /// It lets others go first.
     Yield,
     /// It may not run any more.
@@ -100,13 +102,27 @@ impl Run<'_> {
             }
             if self.state.wait_for_sipi {
                 entry::stgi();
-                return WhyPut::Offline;
+                return self.wait_for_startup();
             }
+            if self.state.halted && !self.wakes() {
+                entry::stgi();
+                if let Some(why) = self.halt() {
+                    return why;
+                }
+                continue;
+            }
+            self.state.halted = false;
             let exit = self.enter_tier1();
             entry::stgi();
             match exit::handle(self, exit) {
                 Next::Resume => {}
                 Next::Halt => {
+                    self.state.halted = true;
+                    if let Some(why) = self.halt() {
+                        return why;
+                    }
+                }
+                Next::Sleep => {
                     if let Some(why) = self.halt() {
                         return why;
                     }
@@ -149,12 +165,24 @@ impl Run<'_> {
         {
             self.state.set_startup(page);
         }
+        self.catch_up_upcall();
         if self.in_l2() {
             nested::prepare_l2(self);
         }
         if !self.in_l2() {
             let callback = crate::guest::arch::callback_vector(self.vcpu);
             self.state.prepare_injection(callback);
+        }
+    }
+
+    /// A disabled local APIC drops upcalls; one that is due when it is enabled is raised then. (The address that
+    /// senders match has just been published: whatever is posted from now on is not dropped.)
+    fn catch_up_upcall(&mut self) {
+        let accepting = self.state.lapic.is_accepting();
+        let was = core::mem::replace(&mut self.state.was_accepting, accepting);
+        let vector = self.vcpu.upcall_vector();
+        if accepting && !was && vector != 0 && self.vcpu.upcall_due() {
+            self.state.lapic.accept(vector);
         }
     }
 
@@ -220,13 +248,30 @@ impl Run<'_> {
         ExitCode::from_hardware(state.vmcb01.control.exit_code)
     }
 
+    /// Whether an event ends HLT.
+    fn wakes(&self) -> bool {
+        if self.in_l2() {
+            // What L2 halts for is L1's to say; an event that was put into vmcb02, or one for L1, ends it.
+            let pending = self.state.lapic.highest_pending().is_some() || self.state.lapic.nmi_pending();
+            return pending || Event(self.state.cur().control.event_inj).is_valid();
+        }
+        self.state.has_interrupt() || crate::guest::arch::callback_vector(self.vcpu).is_some()
+    }
+
     /// The guest halted. `None`: there is something to do at once.
     fn halt(&mut self) -> Option<WhyPut> {
         self.vcpu.arm();
-        let waiting = !self.vcpu.pending().is_empty()
-            || self.vcpu.shared.lapic.has_outstanding()
-            || self.state.has_interrupt()
-            || crate::guest::arch::callback_vector(self.vcpu).is_some();
+        let waiting =
+            !self.vcpu.pending().is_empty() || self.vcpu.shared.lapic.has_outstanding() || self.wakes();
         (!waiting).then_some(WhyPut::Blocked)
+    }
+
+    /// The vCPU waits for a start-up message: it is down, unless the message is there already.
+    fn wait_for_startup(&mut self) -> WhyPut {
+        self.vcpu.take_down();
+        if self.vcpu.shared.lapic.has_outstanding() {
+            self.vcpu.bring_up();
+        }
+        WhyPut::Offline
     }
 }

@@ -69,6 +69,8 @@ pub struct VcpuState {
     pub debug_live: bool,
     /// Waits for a start-up IPI.
     pub wait_for_sipi: bool,
+    /// Whether the local APIC accepted interrupts when last looked at.
+    pub was_accepting: bool,
     /// Executed HLT and has not been woken by an event.
     pub halted: bool,
     /// An NMI handler runs: until IRET no other NMI is injected.
@@ -110,6 +112,7 @@ impl VcpuState {
             debug: [0; 4],
             debug_live: false,
             wait_for_sipi: !setup.lapic.bsp,
+            was_accepting: false,
             halted: false,
             nmi_masked: false,
             nested: if setup.nested { Some(alloc::boxed::Box::new(crate::svm::nested::Nested::new(setup.owner)?)) } else { None },

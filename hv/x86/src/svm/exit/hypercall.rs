@@ -45,7 +45,7 @@ pub fn handle(run: &mut Run<'_>) -> Next {
         CallResult::Return(value) => finish(run, len, wide, value),
         CallResult::Block(value) => {
             finish(run, len, wide, value);
-            Next::Halt
+            Next::Sleep
         }
         CallResult::Yield(value) => {
             finish(run, len, wide, value);

@@ -94,10 +94,7 @@ pub fn handle_l1(run: &mut Run<'_>, code: ExitCode) -> Next {
         ExitCode::INTR | ExitCode::NMI | ExitCode::SMI | ExitCode::INIT => Next::Resume,
         ExitCode::VINTR => Next::Resume,
         ExitCode::HLT => match run.advance_over(Insn::Hlt) {
-            Next::Resume => {
-                run.state.halted = true;
-                Next::Halt
-            }
+            Next::Resume => Next::Halt,
             other => other,
         },
         ExitCode::CPUID => {
