@@ -69,18 +69,22 @@ impl<F: Format> Inner<F> {
         debt: &mut TlbDebt,
     ) -> Result<u32, NoRoom> {
         let Wanted { raw, perms, below } = wanted;
+        if let Some(child) = self.linked(host, id, slot, perms)
+            && self.is(child, below)
+        {
+            if self.raw(host, id, slot) != raw {
+                self.set_raw(host, id, slot, raw);
+            }
+            return Ok(child);
+        }
         if let Entry::Table { next, perms: old } = self.entry(host, id, slot) {
             let child = self.child(host, id, slot);
             // Rights of a table built from L1's never grow in place: leaves below may be from a time
             // when L1 had more in lower entries and less in this one, and never both.
             let may_stay = old.contains(perms) || matches!(self.tables[child].kind, Kind::Pieces { .. });
             if may_stay && self.is(child, below) {
-                if old != perms {
-                    self.set_rights(host, id, slot, F::table(next, perms), debt);
-                }
-                if self.raw(host, id, slot) != raw {
-                    self.set_raw(host, id, slot, raw);
-                }
+                self.set_rights(host, id, slot, F::table(next, perms), debt);
+                self.set_raw(host, id, slot, raw);
                 return Ok(child);
             }
         }

@@ -8,9 +8,9 @@
 use super::slab::{NIL, Slab};
 use super::{Host, NoRoot, PAGES_PER_TABLE, RootRef, Stats, TableWrite, WriteProtect};
 use crate::debt::TlbDebt;
-use crate::format::{Entry, Format, level_shift};
+use crate::format::{Entry, Format, Perms, level_shift};
 use crate::table::TableMemory;
-use crate::walk12::{Entry12, Root12, Shape};
+use crate::walk12::{Root12, Shape};
 use addr::{Frame, Gpa, GuestPhys, Hpa};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -366,6 +366,16 @@ impl<F: Format> Inner<F> {
         host.tables().read(self.tables[id].links, slot) as u32
     }
 
+    /// The table that a slot points to with exactly these rights: the common case, without decoding.
+    pub fn linked(&self, host: &impl Host, id: u32, slot: usize, perms: Perms) -> Option<u32> {
+        let table = &self.tables[id];
+        // If the slot is no link, this is no table's number, or that of one to which no entry here
+        // can be equal.
+        let child = self.child(host, id, slot);
+        let entry = F::table(self.tables.get(child)?.hpa, perms);
+        (host.tables().read(table.hpa, slot) == entry).then_some(child)
+    }
+
     /// Replaces what a slot says, in one store, and notes what that owes.
     pub fn put(&mut self, host: &impl Host, id: u32, slot: usize, new: New, debt: &mut TlbDebt) {
         let mem = host.tables();
@@ -435,10 +445,7 @@ impl<F: Format> Inner<F> {
             Kind::Pieces { base } => base.wrapping_add((slot as u64) << level_shift(table.level)),
             _ => {
                 let paging = self.roots[table.root].key.paging();
-                match paging.decode(self.raw(host, id, slot), table.level, slot % 2 == 1) {
-                    Entry12::Leaf(leaf) => leaf.gpa,
-                    _ => unreachable!("a leaf built from no leaf"),
-                }
+                paging.page_address(self.raw(host, id, slot), table.level, slot % 2 == 1)
             }
         }
     }

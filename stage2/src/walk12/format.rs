@@ -43,7 +43,7 @@ pub struct Paging12 {
     pages_1g: bool,
     /// Physical address bits, 32..=52.
     maxphyaddr: u8,
-    /// Bits reserved in every 8-byte entry, for the sake of speed: follows from the above.
+    /// Bits that must be zero in every entry: follows from the above. Zero in 32-bit entries.
     always_zero: u64,
 }
 
@@ -106,9 +106,12 @@ impl Paging12 {
         let wide = !matches!(shape, Shape::TwoLevel);
         let maxphyaddr = maxphyaddr.clamp(32, 52);
         let nx = nxe && wide;
-        let always_zero = if maxphyaddr < 52 { bits(51, maxphyaddr.into()) } else { 0 }
-            | if nx { 0 } else { NX }
-            | if shape == Shape::Pae { bits(62, 52) } else { 0 };
+        let high = if maxphyaddr < 52 { bits(51, maxphyaddr.into()) } else { 0 };
+        let always_zero = match shape {
+            Shape::TwoLevel => 0,
+            Shape::Pae => high | bits(62, 52) | if nx { 0 } else { NX },
+            _ => high | if nx { 0 } else { NX },
+        };
         Self { shape, pse, nx, smep, pages_1g: pages_1g && lma, maxphyaddr, always_zero }
     }
 
@@ -172,63 +175,67 @@ impl Paging12 {
         }
     }
 
+    /// Whether a present entry maps a page, and the bits that must be zero in it besides
+    /// `always_zero`.
     #[inline]
-    const fn is_leaf(&self, raw: u64, level: u8) -> bool {
-        match (self.shape, level) {
-            (_, 1) => true,
-            (Shape::TwoLevel, 2) => self.pse && raw & PS != 0,
-            (_, 2) => raw & PS != 0,
-            (Shape::FourLevel | Shape::FiveLevel, 3) => self.pages_1g && raw & PS != 0,
-            _ => false,
+    const fn rules(&self, raw: u64, level: u8) -> (bool, u64) {
+        let large = raw & PS != 0;
+        match (level, self.shape) {
+            (1, _) => (true, 0),
+            (2, Shape::TwoLevel) => match self.pse && large {
+                // Bits 20:13 of a 4 MiB page are its address bits 39:32.
+                true if self.maxphyaddr < 40 => (true, 1 << 21 | bits(20, self.maxphyaddr as u32 - 19)),
+                true => (true, 1 << 21),
+                false => (false, 0),
+            },
+            (2, _) => (large, if large { bits(20, 13) } else { 0 }),
+            (3, Shape::Pae) => (false, NX | bits(8, 5) | bits(2, 1)),
+            (3, _) if large && self.pages_1g => (true, bits(29, 13)),
+            // PS is reserved where 1 GiB pages are not offered.
+            (3, _) => (false, PS),
+            _ => (false, bits(8, 7)),
         }
     }
 
-    /// The bits that must be zero in a present entry.
+    /// The address in an entry that maps a page. `odd` is bit 21 of the input address: it picks the half
+    /// of a 4 MiB page.
     #[inline]
-    const fn reserved(&self, level: u8, leaf: bool) -> u64 {
-        if matches!(self.shape, Shape::TwoLevel) {
-            // Bits 20:13 of a 4 MiB page are its address bits 39:32.
-            let beyond = if self.maxphyaddr < 40 { bits(20, self.maxphyaddr as u32 - 19) } else { 0 };
-            return if level == 2 && leaf { 1 << 21 | beyond } else { 0 };
-        }
-        self.always_zero
-            | match (self.shape, level, leaf) {
-                (Shape::Pae, 3, _) => NX | bits(8, 5) | bits(2, 1),
-                (_, 3, true) => bits(29, 13),
-                // Not a leaf though PS may be set: 1 GiB pages are not offered.
-                (_, 3, false) => PS,
-                (_, 2, true) => bits(20, 13),
-                (_, 4 | 5, _) => bits(8, 7),
-                _ => 0,
+    pub(crate) const fn page_address(&self, raw: u64, level: u8, odd: bool) -> Gpa {
+        Gpa::new(match level {
+            1 => raw & FRAME,
+            2 if matches!(self.shape, Shape::TwoLevel) => {
+                (raw & bits(31, 22)) | (raw & bits(20, 13)) << 19 | (odd as u64) << 21
             }
+            2 => raw & bits(51, 21),
+            _ => raw & bits(51, 30),
+        })
     }
 
-    /// What the entry `raw` of a table of level `level` says. `odd` is bit 21 of the input address: it
+    /// What the entry `raw` of a table of level `level` says. `odd` as bit 21 of the input address: it
     /// picks the half of a 4 MiB page.
-    #[inline]
+    #[inline(always)]
     pub fn decode(&self, raw: u64, level: u8, odd: bool) -> Entry12 {
         if raw & P == 0 {
             return Entry12::Empty;
         }
-        let leaf = self.is_leaf(raw, level);
-        if raw & self.reserved(level, leaf) != 0 {
+        let (leaf, zero) = self.rules(raw, level);
+        if raw & (zero | self.always_zero) != 0 {
             return Entry12::Reserved;
         }
-        let pointer = matches!((self.shape, level), (Shape::Pae, 3));
-        let perms =
-            Perms::R | Perms::W.when(pointer || raw & W != 0) | Perms::X.when(!self.nx || raw & NX == 0);
-        let (user, accessed) = (pointer || raw & U != 0, pointer || raw & A != 0);
+        // PAE's pointers have no rights and no accessed bit of their own.
+        let pointer = level == 3 && matches!(self.shape, Shape::Pae);
+        let flags = if pointer { raw | W | U | A } else { raw };
+        let perms = Perms::R | Perms::W.when(flags & W != 0) | Perms::X.when(raw & NX == 0);
+        let (user, accessed) = (flags & U != 0, flags & A != 0);
         if !leaf {
             return Entry12::Table(Next12 { frame: Gpa::new(raw & FRAME).frame(), perms, user, accessed });
         }
-        let (size, gpa) = match level {
-            1 => (PageSize::Size4K, raw & FRAME),
-            2 if matches!(self.shape, Shape::TwoLevel) => {
-                (PageSize::Size2M, (raw & bits(31, 22)) | (raw & bits(20, 13)) << 19 | u64::from(odd) << 21)
-            }
-            2 => (PageSize::Size2M, raw & bits(51, 21)),
-            _ => (PageSize::Size1G, raw & bits(51, 30)),
+        let size = match level {
+            1 => PageSize::Size4K,
+            2 => PageSize::Size2M,
+            _ => PageSize::Size1G,
         };
-        Entry12::Leaf(Leaf12 { gpa: Gpa::new(gpa), size, perms, user, accessed, dirty: raw & D != 0 })
+        let gpa = self.page_address(raw, level, odd);
+        Entry12::Leaf(Leaf12 { gpa, size, perms, user, accessed, dirty: raw & D != 0 })
     }
 }
