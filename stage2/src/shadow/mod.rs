@@ -40,9 +40,13 @@
 //! quota, tables of the root longest out of use go first; a root in use loses tables but never its root
 //! page, and a root is found again by key and generation, never by a kept address.
 
+#[cfg(any(test, feature = "model"))]
+mod check;
 mod fill;
 mod resync;
+mod rmap;
 mod slab;
+mod source;
 mod state;
 #[cfg(test)]
 mod tests;

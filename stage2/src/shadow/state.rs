@@ -1,4 +1,4 @@
-//! The cache's metadata: tables, the pages of L1's they were built from, roots, and the reverse map.
+//! The cache's metadata: tables, roots, and how slots are replaced.
 //!
 //! Each shadow table has two record pages beside it, reached like tables: `raws` holds L1's entry that a
 //! slot was built from; `links` holds the number of the child table, or, for a leaf, its neighbours in
@@ -6,9 +6,9 @@
 //! and a leaf is found and removed in a handful of accesses.
 
 use super::slab::{NIL, Slab};
-use super::{Host, NoRoot, PAGES_PER_TABLE, RootRef, Stats, TableWrite, WriteProtect};
+use super::{Host, NoRoot, PAGES_PER_TABLE, RootRef, Stats};
 use crate::debt::TlbDebt;
-use crate::format::{Entry, Format, Perms, level_shift};
+use crate::format::{Entry, Format, Perms};
 use crate::table::TableMemory;
 use crate::walk12::{Root12, Shape};
 use addr::{Frame, Gpa, GuestPhys, Hpa};
@@ -41,8 +41,8 @@ pub(super) enum Want {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table {
     pub hpa: Hpa,
-    raws: Hpa,
-    links: Hpa,
+    pub raws: Hpa,
+    pub links: Hpa,
     /// One bit per slot in use.
     pub live: [u64; 8],
     pub kind: Kind,
@@ -53,7 +53,7 @@ pub(super) struct Table {
     pub parent_slot: u16,
     /// Neighbours among the tables of the same source.
     pub sibling: u32,
-    elder: u32,
+    pub elder: u32,
 }
 
 impl Table {
@@ -101,9 +101,9 @@ pub(super) struct Source {
     /// First of the tables built from it.
     pub first: u32,
     /// Next in its hash chain.
-    chain: u32,
+    pub chain: u32,
     /// Place in the unsync list; `NIL` if sync.
-    place: u32,
+    pub place: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -125,14 +125,14 @@ pub(super) struct Inner<F> {
     pub sources: Slab<Source>,
     pub roots: Slab<Root>,
     /// Reverse map: chains of leaves by hash of (L1 page, size).
-    leaf_heads: Vec<u32>,
-    source_heads: Vec<u32>,
+    pub leaf_heads: Vec<u32>,
+    pub source_heads: Vec<u32>,
     /// Sources that are not sync; `NIL` where one has left, so that a loop over it may drop any of them.
     pub unsync: Vec<u32>,
-    quota: u32,
+    pub quota: u32,
     pub used: u32,
     pub leaves: u32,
-    clock: u64,
+    pub clock: u64,
     pub ticket: u64,
     pub counts: Stats,
 }
@@ -146,19 +146,6 @@ pub(super) enum New {
 
 /// Most roots; beyond, the one longest out of use goes.
 const MAX_ROOTS: usize = 256;
-
-/// A leaf's number: table and slot.
-const fn leaf_id(table: u32, slot: usize) -> u32 {
-    table << 9 | slot as u32
-}
-const fn leaf_of(id: u32) -> (u32, usize) {
-    (id >> 9, id as usize & 511)
-}
-
-/// Fibonacci hashing: the high bits of the product are the best mixed.
-fn hash(value: u64, heads: &[u32]) -> usize {
-    (value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - heads.len().ilog2())) as usize
-}
 
 impl<F: Format> Inner<F> {
     pub fn new(format: F, quota: u32) -> Self {
@@ -432,190 +419,6 @@ impl<F: Format> Inner<F> {
         host.tables().write(self.tables[id].raws, slot, raw);
     }
 
-    // The reverse map.
-
-    fn bucket(&self, gpa: Gpa, level: u8) -> usize {
-        hash(gpa.raw() | u64::from(level), &self.leaf_heads)
-    }
-
-    /// The page of L1's that a leaf maps, from its record.
-    pub fn leaf_gpa(&self, host: &impl Host, id: u32, slot: usize) -> Gpa {
-        let table = &self.tables[id];
-        match table.kind {
-            Kind::Pieces { base } => base.wrapping_add((slot as u64) << level_shift(table.level)),
-            _ => {
-                let paging = self.roots[table.root].key.paging();
-                paging.page_address(self.raw(host, id, slot), table.level, slot % 2 == 1)
-            }
-        }
-    }
-
-    fn neighbours(&self, host: &impl Host, leaf: u32) -> (u32, u32) {
-        let (id, slot) = leaf_of(leaf);
-        let word = host.tables().read(self.tables[id].links, slot);
-        (word as u32, (word >> 32) as u32)
-    }
-    fn set_neighbours(&self, host: &impl Host, leaf: u32, next: u32, prev: u32) {
-        let (id, slot) = leaf_of(leaf);
-        host.tables().write(self.tables[id].links, slot, u64::from(prev) << 32 | u64::from(next));
-    }
-
-    fn link_leaf(&mut self, host: &impl Host, id: u32, slot: usize, gpa: Gpa) {
-        let bucket = self.bucket(gpa, self.tables[id].level);
-        let leaf = leaf_id(id, slot);
-        let head = core::mem::replace(&mut self.leaf_heads[bucket], leaf);
-        self.set_neighbours(host, leaf, head, NIL);
-        if head != NIL {
-            let (next, _) = self.neighbours(host, head);
-            self.set_neighbours(host, head, next, leaf);
-        }
-        self.leaves += 1;
-    }
-
-    fn unlink_leaf(&mut self, host: &impl Host, id: u32, slot: usize) {
-        let (next, prev) = self.neighbours(host, leaf_id(id, slot));
-        if prev == NIL {
-            let bucket = self.bucket(self.leaf_gpa(host, id, slot), self.tables[id].level);
-            self.leaf_heads[bucket] = next;
-        } else {
-            let (_, before) = self.neighbours(host, prev);
-            self.set_neighbours(host, prev, next, before);
-        }
-        if next != NIL {
-            let (after, _) = self.neighbours(host, next);
-            self.set_neighbours(host, next, after, prev);
-        }
-        self.leaves -= 1;
-    }
-
-    /// First leaf in the chain that holds the leaves of level `level` for the page at `gpa`, others
-    /// mixed in.
-    pub fn chain_head(&self, gpa: Gpa, level: u8) -> Option<(u32, usize)> {
-        let head = self.leaf_heads[self.bucket(gpa, level)];
-        (head != NIL).then(|| leaf_of(head))
-    }
-    /// The leaf after this one.
-    pub fn chain_next(&self, host: &impl Host, id: u32, slot: usize) -> Option<(u32, usize)> {
-        let (next, _) = self.neighbours(host, leaf_id(id, slot));
-        (next != NIL).then(|| leaf_of(next))
-    }
-
-    // L1's table pages.
-
-    pub fn find_source(&self, frame: Frame<GuestPhys>) -> Option<u32> {
-        let mut at = self.source_heads[hash(frame.number(), &self.source_heads)];
-        while at != NIL && self.sources[at].frame != frame {
-            at = self.sources[at].chain;
-        }
-        (at != NIL).then_some(at)
-    }
-
-    /// The source for `frame`: a new one is unsync, as nothing protects it yet.
-    fn source(&mut self, frame: Frame<GuestPhys>) -> u32 {
-        if let Some(known) = self.find_source(frame) {
-            return known;
-        }
-        let bucket = hash(frame.number(), &self.source_heads);
-        let id = self.sources.insert(Source {
-            frame,
-            state: Trust::Unsync,
-            heat: 0,
-            quiet: 0,
-            first: NIL,
-            chain: self.source_heads[bucket],
-            place: NIL,
-        });
-        self.source_heads[bucket] = id;
-        self.list_unsync(id);
-        id
-    }
-
-    /// Takes table `id` out of its source's list; the last one takes the source along.
-    fn leave_source(&mut self, guard: &impl WriteProtect, id: u32, source: u32) {
-        let (next, prev) = (self.tables[id].sibling, self.tables[id].elder);
-        if prev == NIL {
-            self.sources[source].first = next;
-        } else {
-            self.tables[prev].sibling = next;
-        }
-        if next != NIL {
-            self.tables[next].elder = prev;
-        }
-        if self.sources[source].first != NIL {
-            return;
-        }
-        self.unlist(source);
-        let gone = self.sources.remove(source);
-        if gone.state != Trust::Unsync {
-            guard.unprotect(gone.frame);
-        }
-        let bucket = hash(gone.frame.number(), &self.source_heads);
-        let mut at = self.source_heads[bucket];
-        if at == source {
-            self.source_heads[bucket] = gone.chain;
-            return;
-        }
-        while self.sources[at].chain != source {
-            at = self.sources[at].chain;
-        }
-        self.sources[at].chain = gone.chain;
-    }
-
-    pub fn table_write(&mut self, guard: &impl WriteProtect, frame: Frame<GuestPhys>) -> TableWrite {
-        let Some(source) = self.find_source(frame) else { return TableWrite::NotATable };
-        if self.sources[source].state == Trust::Unsync {
-            return TableWrite::AlreadyUnsync;
-        }
-        let heat = &mut self.sources[source].heat;
-        *heat = heat.saturating_add(1);
-        self.make_unsync(guard, source);
-        self.counts.unsynced += 1;
-        TableWrite::Unsynced
-    }
-
-    pub fn make_unsync(&mut self, guard: &impl WriteProtect, source: u32) {
-        let old = core::mem::replace(&mut self.sources[source].state, Trust::Unsync);
-        if old != Trust::Unsync {
-            guard.unprotect(self.sources[source].frame);
-        }
-        self.list_unsync(source);
-    }
-
-    fn list_unsync(&mut self, source: u32) {
-        if self.sources[source].place != NIL {
-            return;
-        }
-        if self.unsync.len() == self.unsync.capacity() {
-            self.compact_unsync();
-        }
-        self.sources[source].place = self.unsync.len() as u32;
-        self.unsync.push(source);
-    }
-
-    /// Takes a source out of the unsync list, leaving a gap.
-    pub fn unlist(&mut self, source: u32) {
-        let place = core::mem::replace(&mut self.sources[source].place, NIL);
-        if place != NIL {
-            self.unsync[place as usize] = NIL;
-        }
-    }
-
-    pub fn compact_unsync(&mut self) {
-        self.unsync.retain(|source| *source != NIL);
-        for (place, source) in self.unsync.iter().enumerate() {
-            self.sources[*source].place = place as u32;
-        }
-    }
-
-    /// The tables built from a source.
-    pub fn tables_of(&self, source: u32) -> impl Iterator<Item = u32> + '_ {
-        let first = self.sources[source].first;
-        core::iter::successors((first != NIL).then_some(first), |id| {
-            let next = self.tables[*id].sibling;
-            (next != NIL).then_some(next)
-        })
-    }
-
     /// Offset of L1's entry for a slot, within the page that the table was built from.
     pub fn offset12(&self, id: u32, slot: usize) -> usize {
         let table = &self.tables[id];
@@ -629,54 +432,6 @@ impl<F: Format> Inner<F> {
             (Shape::TwoLevel, _) => part * 1024 + slot / 2 * 4,
             (Shape::Pae, 3) => key.base().page_offset() + slot % 4 * 8,
             _ => slot * 8,
-        }
-    }
-
-    /// Checks the metadata against the tables.
-    #[cfg(any(test, feature = "model"))]
-    pub fn check(&self, host: &impl Host) {
-        use std::collections::BTreeSet;
-        let mut leaves = BTreeSet::new();
-        for (id, table) in self.tables.iter() {
-            for slot in 0..crate::ENTRIES {
-                let live = table.live[slot / 64] & 1 << (slot % 64) != 0;
-                let entry = self.entry(host, id, slot);
-                assert_eq!(live, entry != Entry::Empty);
-                match entry {
-                    Entry::Leaf(_) => assert!(leaves.insert((id, slot))),
-                    Entry::Table { next, .. } => {
-                        let child = &self.tables[self.child(host, id, slot)];
-                        assert_eq!((child.hpa, child.level, child.root), (next, table.level - 1, table.root));
-                        assert_eq!((child.parent, usize::from(child.parent_slot)), (id, slot));
-                    }
-                    Entry::Empty => {}
-                }
-            }
-            if let Kind::Guest { source, .. } = table.kind {
-                assert!(self.tables_of(source).any(|t| t == id));
-            }
-        }
-        assert_eq!(self.leaves as usize, leaves.len());
-        for head in &self.leaf_heads {
-            let mut at = (*head != NIL).then(|| leaf_of(*head));
-            while let Some((id, slot)) = at {
-                assert!(leaves.remove(&(id, slot)), "in two chains, or dead");
-                at = self.chain_next(host, id, slot);
-            }
-        }
-        assert!(leaves.is_empty(), "not in the reverse map");
-        assert_eq!(self.used, self.tables.len() as u32 * PAGES_PER_TABLE);
-        assert!(self.used <= self.quota);
-        for (id, source) in self.sources.iter() {
-            assert_eq!(self.find_source(source.frame), Some(id));
-            assert_eq!(source.state == Trust::Sync, source.place == NIL);
-            assert!(source.place == NIL || self.unsync[source.place as usize] == id);
-        }
-        let listed = self.unsync.iter().filter(|s| **s != NIL).count();
-        assert_eq!(listed, self.sources.iter().filter(|(_, s)| s.place != NIL).count());
-        for (index, root) in self.roots.iter() {
-            let mine = self.tables.iter().filter(|(_, t)| t.root == index).count();
-            assert_eq!(mine, root.tables as usize);
         }
     }
 }
