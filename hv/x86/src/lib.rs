@@ -14,6 +14,7 @@ pub mod console;
 pub mod cpu;
 pub mod decode;
 pub mod guest;
+pub mod hw;
 pub mod keys;
 pub mod mce;
 pub mod mm;
