@@ -3,6 +3,8 @@
 mod config;
 mod console;
 mod registry;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Action, DomainConfig, MemoryRegion};
 pub use console::ConsoleRing;
