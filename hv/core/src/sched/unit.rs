@@ -205,3 +205,54 @@ impl Unit {
         }
     }
 }
+
+/// The protocol of waking and blocking under every interleaving of its steps. Run with
+/// `RUSTFLAGS="--cfg loom" cargo test -p hv-core --release loom_`.
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use alloc::sync::Arc;
+
+    /// What a waker does: reason, then wake. Tells whether it must enqueue.
+    fn post(unit: &Unit, pending: &AtomicU64) -> bool {
+        pending.fetch_or(1, SeqCst) & 1 == 0 && unit.wake() == Wake::Enqueue
+    }
+
+    /// A pCPU that takes what is pending, arms, looks again and blocks; `true`: it sleeps.
+    fn sleep(unit: &Unit, pending: &AtomicU64, taken: &mut u32) -> bool {
+        *taken += (pending.swap(0, SeqCst) & 1) as u32;
+        unit.arm();
+        if pending.load(SeqCst) != 0 {
+            return false;
+        }
+        unit.block()
+    }
+
+    #[test]
+    fn loom_a_reason_is_never_left_with_a_sleeping_unit() {
+        loom::model(|| {
+            let shared = Arc::new((Unit::new(1, Affinity::ALL), AtomicU64::new(0)));
+            shared.0.start(PcpuId(0));
+            let wakers: [_; 2] = core::array::from_fn(|_| {
+                let shared = shared.clone();
+                loom::thread::spawn(move || post(&shared.0, &shared.1))
+            });
+            let mut taken = 0;
+            let asleep = sleep(&shared.0, &shared.1, &mut taken);
+            let enqueued = wakers.map(|waker| waker.join().unwrap());
+            let left = shared.1.load(SeqCst) != 0;
+            // Asleep with a reason left: one waker must have taken it upon itself to enqueue. Without
+            // a reason left that may happen, too: it was taken between the waker's two steps.
+            let enqueuers = enqueued.iter().filter(|&&e| e).count();
+            assert!(enqueuers <= 1);
+            if asleep {
+                assert!(!left || enqueuers == 1, "lost: {:?}", shared.0.place());
+            } else {
+                assert_eq!(enqueuers, 0);
+            }
+            if enqueuers == 1 {
+                assert_eq!(shared.0.place(), Place::Waking);
+            }
+        });
+    }
+}
