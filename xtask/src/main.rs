@@ -5,6 +5,7 @@ mod bench;
 mod build_hv;
 mod deb;
 mod elf;
+mod fuzz;
 mod guests;
 mod image;
 mod interactive;
@@ -26,6 +27,7 @@ mod ui;
 use anyhow::Result;
 use bench::BenchOptions;
 use clap::{Parser, Subcommand};
+use fuzz::FuzzOptions;
 use layout::Layout;
 use run::{BuildArgs, RunOptions};
 use setup::Policy;
@@ -71,6 +73,10 @@ enum Chore {
     Test(#[command(flatten)] TestOptions),
     /// Measure what operations of nested guests cost, with Testudo and with KVM as L0
     Bench(#[command(flatten)] BenchOptions),
+    /// Run fuzz targets
+    Fuzz(#[command(flatten)] FuzzOptions),
+    /// Everything: formatting, lints, all tests, a short run of each fuzz target, sizes
+    Ci(#[command(flatten)] TestOptions),
     /// Check the rules of the house that no compiler knows
     Lint {
         /// Also list the longest source files
@@ -121,6 +127,20 @@ fn chore(layout: &Layout, cli: Cli) -> Result<bool> {
         Chore::Run(options) => run::run(layout, &options),
         Chore::Test(options) => test::run(layout, &options),
         Chore::Bench(options) => bench::run(layout, &options),
+        Chore::Fuzz(options) => fuzz::run(layout, &options),
+        Chore::Ci(options) => ci(layout, options),
         Chore::Lint { lengths } => lint::run(layout, lengths),
     }
+}
+
+/// All of it. Fuzzing and sizes come first, so that the last line is the tests' summary.
+fn ci(layout: &Layout, options: TestOptions) -> Result<bool> {
+    let fuzzed = fuzz::run(layout, &FuzzOptions { targets: Vec::new(), list: false, seconds: 20 })?;
+    let hv = options.build.hv(layout)?;
+    println!("size of the image: {}", ui::size(hv.image.metadata()?.len()));
+    let tested = test::run(layout, &TestOptions { full: true, ..options })?;
+    if !fuzzed {
+        ui::step("a fuzz target failed: see above");
+    }
+    Ok(fuzzed && tested)
 }
