@@ -17,10 +17,15 @@ use spin::Once;
 
 /// How long a pair of CPUs is compared, in ns.
 const COMPARE_NS: u64 = 2_000_000;
+/// How often each must have seen a value of the other's: a hypervisor below might run one after the other.
+const EXCHANGES: u32 = 16;
+/// The sides, as bit 0 of a published value.
+const BOOT: u64 = 0;
+const PEER: u64 = 1;
 /// How long a CPU that has met the other waits for its next step, in ns.
 const PATIENCE_NS: u64 = 1_000_000_000;
 /// Most turns of any loop: should the TSC stand still, time-outs in ticks would never end.
-const MAX_TURNS: u64 = 1 << 30;
+const MAX_TURNS: u64 = 1 << 28;
 
 /// What a meeting does; the low bits of its state word, below the peer's index.
 mod phase {
@@ -42,22 +47,26 @@ mod phase {
 #[derive(Debug)]
 struct Meeting {
     state: AtomicU32,
+    /// The latest TSC value; the side that published it in bit 0.
     latest: AtomicU64,
     warp: AtomicU64,
+    /// Sides that have seen enough.
+    content: AtomicU32,
 }
 
-/// A CPU's clock, and how many of its ticks the two waits take.
+/// A CPU's clock, how many of its ticks comparing and waiting take, and the most turns of a loop.
 struct Clock<F> {
     tsc: F,
     compare: u64,
     patience: u64,
+    turns: u64,
 }
 
 impl<F: Fn() -> u64> Clock<F> {
     /// Spins until `done` or until `ticks` have gone by; whether `done`.
     fn wait(&self, ticks: u64, done: impl Fn() -> bool) -> bool {
         let start = (self.tsc)();
-        for _ in 0..MAX_TURNS {
+        for _ in 0..self.turns {
             if done() {
                 return true;
             }
@@ -72,7 +81,12 @@ impl<F: Fn() -> u64> Clock<F> {
 
 impl Meeting {
     const fn new() -> Self {
-        Self { state: AtomicU32::new(phase::IDLE), latest: AtomicU64::new(0), warp: AtomicU64::new(0) }
+        Self {
+            state: AtomicU32::new(phase::IDLE),
+            latest: AtomicU64::new(0),
+            warp: AtomicU64::new(0),
+            content: AtomicU32::new(0),
+        }
     }
 
     fn is(&self, peer: u32, phase: u32) -> bool {
@@ -88,6 +102,7 @@ impl Meeting {
     fn boot_side(&self, peer: u32, arrival: u64, clock: &Clock<impl Fn() -> u64>) -> Option<Outcome> {
         self.latest.store(0, Ordering::Relaxed);
         self.warp.store(0, Ordering::Relaxed);
+        self.content.store(0, Ordering::Relaxed);
         self.state.store(word(peer, phase::OFFERED), Ordering::Release);
         clock.wait(arrival, || self.is(peer, phase::ARRIVED));
         // Taking the offer back fails if the peer has come at the last moment.
@@ -95,8 +110,8 @@ impl Meeting {
             return None;
         }
         self.step(peer, phase::ARRIVED, phase::COMPARING);
-        self.compare(clock);
-        let finished = clock.wait(clock.patience, || self.is(peer, phase::DONE));
+        let compared = self.compare(BOOT, clock);
+        let finished = clock.wait(clock.patience, || self.is(peer, phase::DONE)) && compared;
         self.state.store(phase::IDLE, Ordering::Release);
         Some(if finished { Outcome::Warp(self.warp.load(Ordering::Acquire)) } else { Outcome::Lost })
     }
@@ -108,26 +123,40 @@ impl Meeting {
             return;
         }
         if clock.wait(clock.patience, || self.is(me, phase::COMPARING)) {
-            self.compare(clock);
+            self.compare(PEER, clock);
             self.step(me, phase::COMPARING, phase::DONE);
         }
     }
 
-    fn compare(&self, clock: &Clock<impl Fn() -> u64>) {
+    /// Compares until both sides have seen enough of each other. Whether that came to pass.
+    fn compare(&self, side: u64, clock: &Clock<impl Fn() -> u64>) -> bool {
         let start = (clock.tsc)();
-        let mut worst = 0;
-        for _ in 0..MAX_TURNS {
+        let (mut worst, mut exchanges, mut content) = (0, 0, false);
+        for _ in 0..clock.turns {
             // Looked at before the own TSC is read, so it was also published before.
             let seen = self.latest.load(Ordering::SeqCst);
             let now = (clock.tsc)();
-            worst = worst.max(seen.saturating_sub(now));
+            worst = worst.max((seen & !1).saturating_sub(now));
             // If this fails the other has just published: its value will do.
-            let _ = self.latest.compare_exchange(seen, seen.max(now), Ordering::SeqCst, Ordering::Relaxed);
-            if now.wrapping_sub(start) > clock.compare {
+            let published = seen.max(now) & !1 | side;
+            let _ = self.latest.compare_exchange(seen, published, Ordering::SeqCst, Ordering::Relaxed);
+            if seen & 1 != side {
+                exchanges += 1;
+            } else {
+                // Nothing new; an emulator that runs one CPU at a time lets the other run.
+                core::hint::spin_loop();
+            }
+            let elapsed = now.wrapping_sub(start);
+            if !content && elapsed > clock.compare && exchanges >= EXCHANGES {
+                content = true;
+                self.content.fetch_add(1, Ordering::SeqCst);
+            }
+            if self.content.load(Ordering::SeqCst) >= 2 || elapsed > clock.patience {
                 break;
             }
         }
-        self.warp.fetch_max(worst, Ordering::AcqRel);
+        self.warp.fetch_max(worst, Ordering::SeqCst);
+        self.content.load(Ordering::SeqCst) >= 2
     }
 }
 
@@ -140,7 +169,7 @@ const fn word(peer: u32, phase: u32) -> u32 {
 enum Outcome {
     /// Compared: by how many ticks time ran backwards at most.
     Warp(u64),
-    /// The peer fell silent.
+    /// The peer fell silent, or hardly ever ran at the same time.
     Lost,
 }
 
@@ -168,6 +197,7 @@ fn clock() -> Clock<fn() -> u64> {
         tsc: instr::rdtsc_ordered,
         compare: time::ns_to_tsc(COMPARE_NS),
         patience: time::ns_to_tsc(PATIENCE_NS),
+        turns: MAX_TURNS,
     }
 }
 

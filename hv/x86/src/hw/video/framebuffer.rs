@@ -2,6 +2,7 @@
 //!
 //! The font is Noto Sans Mono, pre-rendered with 256 shades, by the crate `noto-sans-mono-bitmap`.
 
+use super::screen::MAX_ROWS;
 use super::{Store, Surface};
 use boot::multiboot2::ColourField;
 use core::fmt;
@@ -98,7 +99,17 @@ impl<M: Store> Surface for Canvas<M> {
     }
     fn jump(&self) -> usize {
         // A move redraws most of the screen, through an uncached mapping.
-        self.rows() / 4
+        self.rows().min(MAX_ROWS) / 4
+    }
+    fn wipe(&mut self) {
+        let black = [0; 1024];
+        let line = (self.layout.width * self.layout.pixel) as usize;
+        for y in 0..self.layout.height as usize {
+            for from in (0..line).step_by(black.len()) {
+                let bytes = black.len().min(line - from);
+                self.memory.store(y * self.layout.pitch as usize + from, &black[..bytes]);
+            }
+        }
     }
     fn draw(&mut self, column: usize, row: usize, c: u8) {
         let Some(glyph) = get_raster(char::from(c), WEIGHT, HEIGHT) else { return };

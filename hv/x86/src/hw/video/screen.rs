@@ -12,6 +12,8 @@ pub trait Surface {
     fn rows(&self) -> usize;
     /// Lines to move at a time: more where drawing is slow.
     fn jump(&self) -> usize;
+    /// Makes everything black.
+    fn wipe(&mut self);
     /// Draws printable ASCII character `c`.
     fn draw(&mut self, column: usize, row: usize, c: u8);
 }
@@ -31,8 +33,9 @@ enum State {
 
 const ESC: u8 = 0x1b;
 const TAB: usize = 8;
-/// Most lines or columns that are believed.
-const LIMIT: usize = 1024;
+/// Most columns and lines that are used: what one can read, and what the early heap has room for.
+pub(super) const MAX_COLUMNS: usize = 200;
+pub(super) const MAX_ROWS: usize = 100;
 
 /// Text on a surface.
 pub struct Screen<S> {
@@ -41,7 +44,7 @@ pub struct Screen<S> {
     rows: usize,
     /// What is to be seen, line by line.
     wanted: Vec<u8>,
-    /// What is drawn; 0 where that is not known.
+    /// What is drawn.
     drawn: Vec<u8>,
     column: usize,
     row: usize,
@@ -56,21 +59,20 @@ impl<S> fmt::Debug for Screen<S> {
 
 impl<S: Surface> Screen<S> {
     /// An empty screen; whatever the surface showed is wiped.
-    pub fn new(surface: S) -> Self {
-        let columns = surface.columns().clamp(1, LIMIT);
-        let rows = surface.rows().clamp(1, LIMIT);
-        let mut screen = Self {
+    pub fn new(mut surface: S) -> Self {
+        let columns = surface.columns().clamp(1, MAX_COLUMNS);
+        let rows = surface.rows().clamp(1, MAX_ROWS);
+        surface.wipe();
+        Self {
             surface,
             columns,
             rows,
             wanted: vec![b' '; columns * rows],
-            drawn: vec![0; columns * rows],
+            drawn: vec![b' '; columns * rows],
             column: 0,
             row: 0,
             state: State::Plain,
-        };
-        screen.refresh();
-        screen
+        }
     }
 
     /// The surface.
@@ -149,10 +151,6 @@ impl<S: Surface> Screen<S> {
         let kept = self.wanted.len() - cells;
         self.wanted[kept..].fill(b' ');
         self.row = self.rows - jump;
-        self.refresh();
-    }
-
-    fn refresh(&mut self) {
         for at in 0..self.wanted.len() {
             self.draw(at);
         }

@@ -47,6 +47,13 @@ impl<M: Store> Surface for Text<M> {
     fn jump(&self) -> usize {
         1
     }
+    fn wipe(&mut self) {
+        for row in 0..self.rows {
+            for column in 0..self.columns {
+                self.draw(column, row, b' ');
+            }
+        }
+    }
     fn draw(&mut self, column: usize, row: usize, c: u8) {
         self.memory.store(row * self.pitch + column * 2, &[c, ATTRIBUTE]);
     }
