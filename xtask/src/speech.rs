@@ -106,6 +106,18 @@ pub struct Summary {
     pub booted: Vec<(String, String, f64, Option<u64>)>,
     /// Exits by domain and level, by reason.
     pub exits: BTreeMap<(String, String), BTreeMap<String, u64>>,
+    /// Instructions are counted: a nanosecond of a kernel's clock is one.
+    pub icount: bool,
+    /// The last time that each speaker's kernel said, in nanoseconds.
+    clock: BTreeMap<String, u64>,
+}
+
+/// The time stamp of a kernel's line, `[   12.345678] …`, in nanoseconds.
+fn stamp(text: &str) -> Option<u64> {
+    let (seconds, rest) = text.strip_prefix('[')?.split_once('.')?;
+    let micros = rest.split_once("] ")?.0;
+    let (seconds, micros): (u64, u64) = (seconds.trim().parse().ok()?, micros.parse().ok()?);
+    Some(seconds.checked_mul(1_000_000_000)?.saturating_add(micros.saturating_mul(1000)))
 }
 
 impl Summary {
@@ -119,6 +131,10 @@ impl Summary {
                 reasons.insert(get("reason"), count);
             }
         }
+        let speaker = line.speakers.join(" ");
+        if let Some(now) = stamp(&line.text) {
+            self.clock.insert(speaker.clone(), now);
+        }
         // A bare machine, or an L2 of a monitor that prefixes nothing, says in the result who it is.
         let named = line.text.strip_prefix("@testudo ").and_then(|t| t.split_whitespace().next());
         let mut who = line.speakers.clone();
@@ -127,7 +143,9 @@ impl Summary {
         let first = line.text.contains("Linux version ");
         let result = line.fields("@testudo").filter(|f| f.contains_key("kernel"));
         if first || result.is_some() {
-            let ticks = result.as_ref().and_then(|f| f.get("ticks")).and_then(|t| t.parse().ok());
+            let said = result.as_ref().and_then(|f| f.get("ticks")).and_then(|t| t.parse().ok());
+            let ticks =
+                said.or(self.clock.get(&speaker).copied().filter(|_| self.icount && result.is_some()));
             let what = match result {
                 Some(fields) => format!("user space ({})", fields["kernel"]),
                 None => "kernel".to_string(),
@@ -140,7 +158,13 @@ impl Summary {
     pub fn table(&self) -> String {
         let mut text = String::new();
         if !self.booted.is_empty() {
-            text += &format!("{:<20} {:<38} {:>9}  {}\n", "who", "booted", "seconds", "guest ticks");
+            text += &format!(
+                "{:<20} {:<38} {:>9}  {}\n",
+                "who",
+                "booted",
+                "seconds",
+                if self.icount { "instructions" } else { "" }
+            );
         }
         for (who, what, seconds, ticks) in &self.booted {
             let ticks = ticks.map(|t| t.to_string()).unwrap_or_default();
@@ -196,6 +220,16 @@ mod tests {
         assert!(matches("l1 done*ok", "(l1) @testudo l1 done ok"));
         assert!(!matches("ok*done", "l1 done ok"));
         assert!(matches("", "anything"));
+    }
+
+    #[test]
+    fn counted_instructions_come_from_the_kernels_clock() {
+        let mut summary = Summary { icount: true, ..Summary::default() };
+        summary.hear(&Line::parse(b"(l1) [    2.500001] Run /init as init process"), 1.0);
+        summary.hear(&Line::parse(b"(l1) [not a time] x"), 1.0);
+        summary.hear(&Line::parse(b"(l1) @testudo l1 kernel=6.1.0"), 1.5);
+        assert_eq!(summary.booted[0].3, Some(2_500_001_000));
+        assert_eq!(stamp("[ 99999999999999999999.0] x"), None);
     }
 
     #[test]

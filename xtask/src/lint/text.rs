@@ -3,7 +3,7 @@ use crate::layout::Layout;
 use std::path::{Path, PathBuf};
 
 /// Lines above which a source file must be split.
-const LONGEST: usize = 900;
+const LONGEST: usize = 1000;
 
 /// What no tracked file holds, with the reason. Each is written in two halves so that this file passes.
 const FORBIDDEN: &[(&str, &str, &str)] = &[
