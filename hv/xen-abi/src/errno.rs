@@ -50,3 +50,16 @@ impl Errno {
         -(self.0 as i64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+
+    #[test]
+    fn results_are_negative_and_names_are_known() {
+        assert_eq!(Errno::ENOSYS.result(), -38);
+        assert_eq!(format!("{:?}", Errno::EINVAL), "Errno::EINVAL");
+        assert_eq!(format!("{:?}", Errno(4711)), "Errno(0x1267)");
+    }
+}

@@ -169,3 +169,15 @@ layout! {
         dom @ 0: u16,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_these_virqs_are_per_vcpu() {
+        let per_vcpu = (0..NR_VIRQS).filter(|&n| Virq(n).is_per_vcpu());
+        assert!(per_vcpu.eq([0, 1, 7, 13]));
+        assert!(!Virq(u32::MAX).is_per_vcpu());
+    }
+}

@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 pub trait Schedulable: Send + Sync + 'static {
     /// Its unit.
     fn unit(&self) -> &Unit;
-    /// It was blocked and is about to be queued. Called before any pCPU can pick it, with no lock held.
+    /// It was blocked, or was about to be, and is about to be queued. Called before any pCPU can pick it, with no lock held.
     fn woken(&self, now: u64);
 }
 
@@ -205,6 +205,7 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
                 if unit.block() {
                     return None;
                 }
+                vcpu.woken(now);
             }
             WhyPut::SliceEnd | WhyPut::Preempted => unit.stop(),
             WhyPut::Yield => {

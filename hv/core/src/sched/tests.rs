@@ -46,6 +46,7 @@ fn a_wake_up_between_the_test_and_the_block_is_not_lost() {
     t.unit.arm();
     assert_eq!(sched.wake(&t, 1), Some(P0), "it runs there: kick it");
     sched.put(P0, &t, 2, WhyPut::Blocked);
+    assert_eq!(t.woken.load(SeqCst), 2, "its account says runnable, not blocked");
     assert!(sched.pick(P0, 3).is_some());
     // A wake-up before arming is the caller's to notice: it was consumed with its reason.
     sched.wake(&t, 4);
