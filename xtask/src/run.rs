@@ -267,7 +267,7 @@ pub fn run(layout: &Layout, options: &RunOptions) -> Result<bool> {
     }
     let path = layout.out("run.log");
     let mut log = Log::create(&path, true)?;
-    let mut summary = Summary { icount: options.icount, ..Summary::default() };
+    let mut summary = Summary::new(options.icount);
     let start = Instant::now();
     let end = watch(&mut cmd, &scenario.expectations(), |line, seconds| {
         log.line(line, seconds);

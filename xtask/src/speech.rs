@@ -106,9 +106,8 @@ pub struct Summary {
     pub booted: Vec<(String, String, f64, Option<u64>)>,
     /// Exits by domain and level, by reason.
     pub exits: BTreeMap<(String, String), BTreeMap<String, u64>>,
-    /// Instructions are counted: a nanosecond of a kernel's clock is one.
-    pub icount: bool,
-    /// The last time that each speaker's kernel said, in nanoseconds.
+    icount: bool,
+    // The last time that each speaker's kernel said, in nanoseconds.
     clock: BTreeMap<String, u64>,
 }
 
@@ -121,6 +120,11 @@ fn stamp(text: &str) -> Option<u64> {
 }
 
 impl Summary {
+    /// An empty summary. With `icount`, one nanosecond of a kernel's clock is one instruction.
+    pub fn new(icount: bool) -> Summary {
+        Summary { icount, ..Summary::default() }
+    }
+
     /// Takes note of a line that came `seconds` after the start.
     pub fn hear(&mut self, line: &Line, seconds: f64) {
         if let Some(fields) = line.fields("@stat") {
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn counted_instructions_come_from_the_kernels_clock() {
-        let mut summary = Summary { icount: true, ..Summary::default() };
+        let mut summary = Summary::new(true);
         summary.hear(&Line::parse(b"(l1) [    2.500001] Run /init as init process"), 1.0);
         summary.hear(&Line::parse(b"(l1) [not a time] x"), 1.0);
         summary.hear(&Line::parse(b"(l1) @testudo l1 kernel=6.1.0"), 1.5);
