@@ -71,7 +71,7 @@ pub trait GuestMemory {
 
     /// Reads a little-endian u64, in one access if it lies within a page at a multiple of 8.
     fn read_u64(&self, gpa: Gpa) -> Result<u64, GuestFault> {
-        if gpa.raw() % 8 == 0 {
+        if gpa.raw().is_multiple_of(8) {
             return Ok(self.pin(gpa.frame())?.read_u64(gpa.page_offset()));
         }
         let mut bytes = [0; 8];
@@ -81,7 +81,7 @@ pub trait GuestMemory {
 
     /// Reads a little-endian u32, in one access if it lies within a page at a multiple of 4.
     fn read_u32(&self, gpa: Gpa) -> Result<u32, GuestFault> {
-        if gpa.raw() % 4 == 0 {
+        if gpa.raw().is_multiple_of(4) {
             return Ok(self.pin(gpa.frame())?.read_u32(gpa.page_offset()));
         }
         let mut bytes = [0; 4];

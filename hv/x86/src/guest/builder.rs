@@ -217,12 +217,7 @@ fn cpuid_of(config: &BootConfig, id: u16, svm: [u32; 4]) -> GuestCpuid {
         xcr0: xstate::facts().supported,
         max_phys: 0,
         spec: GuestSpec::default(),
-        xen: Some(XenLeaves {
-            version: (4, 17),
-            domid: id,
-            time,
-            apic_in_hardware: false,
-        }),
+        xen: Some(XenLeaves { version: (4, 17), domid: id, time, apic_in_hardware: false }),
     };
     GuestCpuid::new(instr::cpuid, &facts)
 }

@@ -6,9 +6,9 @@ use crate::guest::stats;
 use crate::power;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use boot::Severity;
 use boot::modules::{self, Limits};
 use boot::multiboot2::BootInfo;
-use boot::Severity;
 use hv_core::domain::{Action, Domain, DomainConfig};
 use spin::Mutex;
 

@@ -196,6 +196,10 @@ impl Run<'_> {
     fn init(&mut self) {
         if let Some(nested) = &mut self.state.nested {
             nested.machine.init();
+            let control = &mut self.state.vmcb01.control;
+            if control.int_ctl & vsvm::layout::int_ctl::V_GIF_ENABLE != 0 {
+                control.int_ctl |= vsvm::layout::int_ctl::V_GIF;
+            }
         }
         self.state.lapic.init(&self.vcpu.shared.lapic);
         self.state.reset_registers();

@@ -115,7 +115,11 @@ impl VcpuState {
             was_accepting: false,
             halted: false,
             nmi_masked: false,
-            nested: if setup.nested { Some(alloc::boxed::Box::new(crate::svm::nested::Nested::new(setup.owner)?)) } else { None },
+            nested: if setup.nested {
+                Some(alloc::boxed::Box::new(crate::svm::nested::Nested::new(setup.owner)?))
+            } else {
+                None
+            },
             fetch: FetchCache::default(),
             tag: Default::default(),
         };
@@ -129,6 +133,8 @@ impl VcpuState {
         control.int_ctl = int_ctl::V_INTR_MASKING;
         if setup.nested && setup.vgif {
             control.int_ctl |= int_ctl::V_GIF | int_ctl::V_GIF_ENABLE;
+            control.intercepts.clear(Intercept::STGI);
+            control.intercepts.clear(Intercept::CLGI);
         }
         control.misc_ctl = misc_ctl::NP_ENABLE;
         control.n_cr3 = setup.n_cr3.raw();

@@ -13,7 +13,7 @@ use addr::{Gpa, GuestMemory, Hpa};
 use core::sync::atomic::Ordering;
 use vsvm::asid::Flush;
 use vsvm::events::{self, Action, Line, Pending, View};
-use vsvm::layout::{Clean, Event, ExitCode, Intercept, Intercepts};
+use vsvm::layout::{Clean, Event, ExitCode, Intercept, Intercepts, Vmcb, int_ctl};
 use vsvm::merge::{L0Policy, merge};
 use vsvm::perm::{L0Map, map_word};
 use vsvm::reflect::refuse;
@@ -63,6 +63,7 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
             compose(run, pick.slot, dirty, selected.resync);
             let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
             nested.machine.enter(pick.slot, resume);
+            set_v_gif(&mut run.state.vmcb01);
             run.note_entry();
             let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
             if nested.todo.root || nested.todo.resync { Tier1::Done } else { ready(run) }
@@ -74,6 +75,15 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
             resume_l1.apply(resume, &mut run.state.vmcb01);
             Tier1::Again
         }
+    }
+}
+
+/// VMRUN sets L1's GIF, also where the processor keeps it.
+fn set_v_gif(vmcb01: &mut Vmcb) {
+    let control = &mut vmcb01.control;
+    if control.int_ctl & (int_ctl::V_GIF_ENABLE | int_ctl::V_GIF) == int_ctl::V_GIF_ENABLE {
+        control.int_ctl |= int_ctl::V_GIF;
+        control.mark_dirty(Clean::TPR);
     }
 }
 
@@ -299,7 +309,8 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
         info1: control.exit_info_1,
         info2: control.exit_info_2,
         int_info: control.exit_int_info,
-        nrip: control.nrip,
+        // Without next-RIP save the field holds what the merge put there.
+        nrip: if run.ctx.features.has(crate::svm::Features::NRIPS) { control.nrip } else { 0 },
         ecx: run.state.gprs.regs[crate::decode::Gprs::RCX] as u32,
     };
     nested.exit.code
