@@ -162,13 +162,8 @@ impl Summary {
     pub fn table(&self) -> String {
         let mut text = String::new();
         if !self.booted.is_empty() {
-            text += &format!(
-                "{:<20} {:<38} {:>9}  {}\n",
-                "who",
-                "booted",
-                "seconds",
-                if self.icount { "instructions" } else { "" }
-            );
+            let last = if self.icount { "  instructions" } else { "" };
+            text += &format!("{:<20} {:<38} {:>9}{last}\n", "who", "booted", "seconds");
         }
         for (who, what, seconds, ticks) in &self.booted {
             let ticks = ticks.map(|t| t.to_string()).unwrap_or_default();
