@@ -253,7 +253,7 @@ impl Default for Options {
             dom0_max_vcpus: None,
             dom0_mem: Dom0Memory::default(),
             guest_loglvl: LogLevels { always: LogLevel::None, limited: LogLevel::Warning },
-            loglvl: LogLevels { always: LogLevel::Warning, limited: LogLevel::Warning },
+            loglvl: LogLevels { always: LogLevel::Info, limited: LogLevel::Info },
             maxcpus: None,
             mem: None,
             nmi: UnknownNmi::Fatal,

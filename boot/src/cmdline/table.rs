@@ -89,7 +89,7 @@ options! {
     "Which messages caused by guests are logged; levels as for `loglvl`.",
     |o, v| v.text(value::log_levels).map(|levels| o.guest_loglvl = levels);
 
-    "loglvl" "loglvl=<level>[/<rate-limited level>]", "warning",
+    "loglvl" "loglvl=<level>[/<rate-limited level>]", "info",
     "Which of the hypervisor's messages are logged: `none`, `error`, `warning`, `info`, `debug` or `all`. \
      Those above the first level, up to the second, are rate-limited.",
     |o, v| v.text(value::log_levels).map(|levels| o.loglvl = levels);

@@ -37,10 +37,14 @@ fn with<R>(f: impl FnOnce(&mut Console<Line>) -> R) -> Option<R> {
     result
 }
 
-/// At boot, once the heap is up.
-pub fn init(conswitch: &str) {
+/// The character that switches the input, and whether a domain gets it after boot.
+pub fn set_conswitch(letter: u8, auto: bool) {
+    with(|console| console.set_conswitch(Conswitch { letter: Some(letter), auto }));
+}
+
+/// At boot: the heap is at hand.
+pub fn init() {
     let mut console = Console::new(Line);
-    console.set_conswitch(Conswitch::parse(conswitch));
     crate::keys::register(&mut console);
     *CONSOLE.lock() = Some(console);
 }

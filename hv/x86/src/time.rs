@@ -28,6 +28,64 @@ pub enum Reference {
 const PM_TIMER_HZ: u64 = 3_579_545;
 const PIT_HZ: u64 = 1_193_182;
 
+/// Reads the real-time clock (CMOS), UTC as firmware keeps it. Once, at boot, after [`init`].
+pub fn init_wallclock() {
+    let Some(seconds) = read_rtc() else {
+        log::warn!("no real-time clock: guests begin at 1970");
+        return;
+    };
+    WALLCLOCK.store((seconds * 1_000_000_000).saturating_sub(now()), Ordering::Relaxed);
+}
+
+/// Seconds since 1970, from the RTC's registers (MC146818A data sheet). Read until two readings agree, so that
+/// none falls into an update.
+fn read_rtc() -> Option<u64> {
+    // SAFETY: index and data port of the RTC, which no domain has; bit 7 of the index masks no NMI here.
+    let register = |index: u8| unsafe {
+        instr::outb(0x70, index);
+        instr::inb(0x71)
+    };
+    let fields = || [0, 2, 4, 7, 8, 9, 0x32].map(register);
+    let mut last = fields();
+    let mut tries = 0;
+    loop {
+        let next = fields();
+        if next == last && register(0x0a) & 0x80 == 0 {
+            break;
+        }
+        last = next;
+        tries += 1;
+        if tries == 10_000 {
+            return None;
+        }
+    }
+    rtc_seconds(last, register(0x0b))
+}
+
+/// `fields`: second, minute, hour, day, month, year, century; `status`: register B (bit 2 binary, bit 1
+/// 24-hour).
+fn rtc_seconds(fields: [u8; 7], status: u8) -> Option<u64> {
+    let binary = status & 4 != 0;
+    let number = |raw: u8| u64::from(if binary { raw } else { (raw >> 4) * 10 + (raw & 0xf) });
+    let afternoon = status & 2 == 0 && fields[2] & 0x80 != 0;
+    let mut hour = number(fields[2] & if status & 2 == 0 { 0x7f } else { 0xff });
+    if status & 2 == 0 {
+        hour = hour % 12 + if afternoon { 12 } else { 0 };
+    }
+    let century = match number(fields[6]) {
+        century @ 19..=99 => century,
+        _ => 20,
+    };
+    let (year, month, day) = (century * 100 + number(fields[5]), number(fields[4]), number(fields[3]));
+    if !(1970..3000).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days from the civil calendar, the year beginning in March so that leap days come last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1 - 719_468;
+    Some(days * 86_400 + hour * 3600 + number(fields[1]) * 60 + number(fields[0]))
+}
+
 /// Measures the TSC against `reference` and starts the clock at zero.
 pub fn init(reference: Reference) {
     let khz = announced_khz().unwrap_or_else(|| match reference {
@@ -174,7 +232,18 @@ fn by_pit() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::scale;
+    use super::{rtc_seconds, scale};
+
+    #[test]
+    fn the_real_time_clock_is_read_in_both_codes() {
+        // 2026-11-22 16:05:09, BCD and binary, 24 hours; and 4 pm of 12 hours.
+        let expected = 1_795_363_509;
+        assert_eq!(rtc_seconds([0x09, 0x05, 0x16, 0x22, 0x11, 0x26, 0x20], 2), Some(expected));
+        assert_eq!(rtc_seconds([9, 5, 16, 22, 11, 26, 20], 6), Some(expected));
+        assert_eq!(rtc_seconds([9, 5, 0x84, 22, 11, 26, 20], 4), Some(expected));
+        assert_eq!(rtc_seconds([0, 0, 0, 1, 1, 0x70, 0x19], 2), Some(0));
+        assert_eq!(rtc_seconds([0, 0, 0, 0, 0, 0, 0], 2), None, "no clock at all");
+    }
 
     #[test]
     fn a_second_is_a_second_at_any_frequency() {

@@ -6,7 +6,6 @@ use crate::guest::stats;
 use crate::power;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use boot::Severity;
 use boot::modules::{self, Limits};
 use boot::multiboot2::BootInfo;
 use hv_core::domain::{Action, Domain, DomainConfig};
@@ -20,12 +19,7 @@ pub fn build_all(boot: &BootInfo) {
     let free = crate::mm::frames::frames().stats().free * addr::PAGE_SIZE;
     let limits = Limits { max_vcpus: DomainConfig::MAX_VCPUS, max_memory: free };
     let (configs, problems) = modules::parse(&lines, &limits);
-    for problem in problems {
-        match problem.severity {
-            Severity::Warning => log::warn!("{problem}"),
-            Severity::Error => log::error!("{problem}"),
-        }
-    }
+    super::config::log(&problems);
     let modules = Arc::new(boot.modules.clone());
     for config in configs {
         let recipe = Recipe { config, modules: modules.clone() };

@@ -15,10 +15,13 @@ impl Write for Line {
 }
 
 impl Log for Sink {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        super::config::shows(metadata.level(), metadata.target() == crate::GUEST)
     }
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let mark = match record.level() {
             log::Level::Error => "error: ",
             log::Level::Warn => "warning: ",

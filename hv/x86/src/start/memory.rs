@@ -22,7 +22,7 @@ pub fn init(boot: &BootInfo, info: Hpa, info_bytes: u64) -> Option<Frame<HostPhy
     let ranges = |kind: E820Type| -> Vec<Range<HostPhys>> {
         map.iter().filter(|r| r.kind == kind).filter_map(|r| Range::new(r.start, r.bytes())).collect()
     };
-    let ram = ranges(E820Type::RAM);
+    let ram = below(ranges(E820Type::RAM), super::config::options().mem);
     let total: u64 = ram.iter().map(Range::bytes).sum();
     log::info!("{} MiB of RAM", total >> 20);
     if total < LEAST {
@@ -35,6 +35,10 @@ pub fn init(boot: &BootInfo, info: Hpa, info_bytes: u64) -> Option<Frame<HostPhy
     let taken = reserved(boot, info, info_bytes);
     let trampoline = low_page(&ram, &taken);
     let mut all = taken;
+    for (first, last) in &super::config::options().badpage {
+        let bytes = (last.saturating_sub(*first) + 1) * PAGE_SIZE;
+        all.push(entry((Hpa::new(first * PAGE_SIZE), bytes, Reason::Bad)));
+    }
     // The first page holds the interrupt vectors of firmware that may still be called (SMM, reset paths).
     all.extend([(Hpa::ZERO, PAGE_SIZE, Reason::Firmware)].map(entry));
     all.extend(trampoline.map(|page| entry((page.start(), PAGE_SIZE, Reason::BootTable))));
@@ -48,6 +52,14 @@ pub fn init(boot: &BootInfo, info: Hpa, info_bytes: u64) -> Option<Frame<HostPhy
     cached.extend(ranges(E820Type::ACPI));
     host::init(&cached);
     trampoline
+}
+
+/// `mem=`: RAM above `limit` is not used.
+fn below(ram: Vec<Range<HostPhys>>, limit: Option<u64>) -> Vec<Range<HostPhys>> {
+    let Some(limit) = limit else { return ram };
+    let cut =
+        |r: Range<HostPhys>| Range::new(r.start(), r.end().raw().min(limit).checked_sub(r.start().raw())?);
+    ram.into_iter().filter_map(cut).collect()
 }
 
 fn entry((start, bytes, reason): (Hpa, u64, Reason)) -> Reserved {

@@ -2,6 +2,7 @@
 // UNSAFETY: reads what the loader left in memory; makes the boot CPU's stack.
 #![allow(unsafe_code)]
 
+pub mod config;
 mod domains;
 #[cfg(target_os = "none")]
 mod entry;
@@ -48,7 +49,7 @@ pub extern "C" fn start(magic: u32, info: u32) -> ! {
     desc::load_idt();
     let serial = serial::init(0x3f8);
     log_sink::init();
-    crate::console::init("a");
+    crate::console::init();
     log::info!("Testudo {} ({})", env!("CARGO_PKG_VERSION"), crate::report::build_id());
     if !serial {
         log::warn!("no UART answers at 3f8h");
@@ -68,6 +69,7 @@ pub extern "C" fn start(magic: u32, info: u32) -> ! {
         Ok(boot) => boot,
         Err(error) => refuse(&alloc::format!("the loader's information cannot be used: {error}")),
     };
+    config::init(&boot.command_line);
     let trampoline = memory::init(&boot, Hpa::new(info.into()), bytes.len() as u64);
     // From here on nothing below depends on the early map: `memory::init` has left it.
     run_on_own_stack(boot, trampoline)
@@ -104,19 +106,20 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
     init_cpu_state();
     let acpi = read_acpi(&boot);
     apic::pic::disable();
-    init_power(acpi.as_ref(), true);
+    init_power(acpi.as_ref(), config::options().noreboot);
     time::init(match acpi.as_ref().and_then(|a| a.fadt.as_ref()).and_then(|f| io_port(f.pm_timer)) {
         Some(port) => time::Reference::PmTimer { port },
         None => time::Reference::Pit,
     });
-    apic::init_boot(time::tsc_khz(), true);
+    time::init_wallclock();
+    apic::init_boot(time::tsc_khz(), config::options().x2apic);
     // SAFETY: the boot CPU's data are static.
     smp::register(unsafe { &*(&raw const BOOT_CPU) });
     if let Err(unfit) = svm::probe() {
         refuse(&alloc::format!("{unfit}"));
     }
     init_interrupts(acpi.as_ref());
-    route_serial(acpi.as_ref(), 4);
+    route_serial(acpi.as_ref(), config::serial_irq());
     svm::enter_cpu();
     instr::sti();
     match trampoline {
@@ -217,7 +220,8 @@ fn route_serial(acpi: Option<&Acpi>, irq: u8) {
 fn other_cpus(acpi: Option<&Acpi>) -> alloc::vec::Vec<u32> {
     let me = apic::id();
     let cpus = acpi.and_then(|a| a.madt.as_ref()).map(|m| m.cpus.as_slice()).unwrap_or_default();
-    cpus.iter().filter(|c| c.enabled && c.apic_id != me).map(|c| c.apic_id).collect()
+    let most = config::options().maxcpus.map_or(usize::MAX, |n| n as usize - 1);
+    cpus.iter().filter(|c| c.enabled && c.apic_id != me).map(|c| c.apic_id).take(most).collect()
 }
 
 /// Per-CPU control registers and MSRs, the same on all CPUs.

@@ -150,8 +150,10 @@ impl From<hypercall_page::NotRam> for Gp {
 fn fault(run: &mut Run<'_>, number: u32, write: Option<u64>) -> Result<u64, Gp> {
     let name = run.vcpu.domain().name();
     match write {
-        Some(value) => log::debug!("domain {name}: #GP for WRMSR {number:#x} = {value:#x}"),
-        None => log::debug!("domain {name}: #GP for RDMSR {number:#x}"),
+        Some(value) => {
+            log::debug!(target: crate::GUEST, "domain {name}: #GP for WRMSR {number:#x} = {value:#x}")
+        }
+        None => log::debug!(target: crate::GUEST, "domain {name}: #GP for RDMSR {number:#x}"),
     }
     Err(Gp)
 }
