@@ -7,6 +7,7 @@
 
 use crate::cpu::{instr, msr};
 use crate::trap::probe;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use spin::Once;
@@ -114,18 +115,32 @@ pub fn record_boot() {
     BOOT.call_once(this_cpu);
 }
 
-/// Compares this CPU's registers with the boot CPU's and logs each difference. On each other CPU, while it
-/// comes up. Whether they are the same.
+/// Compares this CPU's registers with the boot CPU's and logs a line if they differ. On each other CPU,
+/// while it comes up. Whether they are the same.
 pub fn check_cpu() -> bool {
     let Some(boot) = BOOT.get() else { return true };
     let mine = this_cpu();
-    let cpu = crate::cpu::percpu::this().index;
-    let mut same = true;
-    for (register, theirs, here) in boot.differences(&mine) {
-        same = false;
-        log::warn!("CPU {cpu}: {register} is {}, on CPU 0 {}", Value(here), Value(theirs));
+    let Some(report) = report(boot, &mine) else { return true };
+    // Below a hypervisor they decide nothing; some reset them at INIT.
+    let virtual_machine = instr::cpuid(1, 0)[2] & (1 << 31) != 0;
+    let level = if virtual_machine { log::Level::Info } else { log::Level::Warn };
+    log::log!(level, "CPU {}: {report}", crate::cpu::percpu::this().index);
+    false
+}
+
+/// What differs, in one line; the rest is counted. `None`: nothing does.
+fn report(boot: &Mtrrs, mine: &Mtrrs) -> Option<String> {
+    const NAMED: usize = 4;
+    let all: Vec<_> = boot.differences(mine).collect();
+    let named = all.iter().take(NAMED).map(|&(register, theirs, here)| {
+        alloc::format!("{register} is {}, not {}", Value(here), Value(theirs))
+    });
+    let mut line = String::from("memory types differ from CPU 0: ");
+    line.push_str(&named.collect::<Vec<_>>().join("; "));
+    if all.len() > NAMED {
+        line.push_str(&alloc::format!("; and {} more", all.len() - NAMED));
     }
-    same
+    (!all.is_empty()).then_some(line)
 }
 
 /// A register's value in a message.
@@ -185,6 +200,20 @@ mod tests {
         let (a, b) = (read(&machine()), read(&other));
         let names: Vec<_> = a.differences(&b).map(|(register, ..)| register.to_string()).collect();
         assert_eq!(names, vec!["MTRRfix4K_F8000", "MTRRphysBase2", "MTRRphysMask2"]);
+    }
+
+    #[test]
+    fn the_report_is_one_line() {
+        let boot = machine();
+        assert_eq!(report(&read(&boot), &read(&boot)), None);
+        let mut other = boot.clone();
+        other.insert(0x2ff, 0);
+        other.remove(&0xc001_001d);
+        let expected = "memory types differ from CPU 0: MTRRdefType is 0x0, not 0xc06; TOP_MEM2 is absent, \
+                        not 0x80000000";
+        assert_eq!(report(&read(&boot), &read(&other)).unwrap(), expected);
+        let cleared = boot.keys().map(|number| (*number, if *number == 0xfe { 0x508 } else { 0 })).collect();
+        assert!(report(&read(&boot), &read(&cleared)).unwrap().ends_with("; and 27 more"));
     }
 
     #[test]

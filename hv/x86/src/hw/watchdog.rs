@@ -61,6 +61,8 @@ struct State {
     silent: AtomicU64,
     /// All NMIs of this watchdog.
     nmis: AtomicU64,
+    /// Its counter runs.
+    armed: AtomicBool,
 }
 
 impl State {
@@ -71,6 +73,7 @@ impl State {
             since: AtomicU64::new(0),
             silent: AtomicU64::new(0),
             nmis: AtomicU64::new(0),
+            armed: AtomicBool::new(false),
         }
     }
 
@@ -98,7 +101,7 @@ impl State {
 /// NMI caused; cheap.
 #[inline]
 pub fn beat() {
-    if let Some(state) = CPUS.get(percpu::this().index as usize) {
+    if let Some(state) = this_cpu() {
         state.beat();
     }
 }
@@ -141,7 +144,7 @@ pub fn init(mode: Watchdog) -> bool {
         log::info!("watchdog: on{}", if works { "" } else { " by force, though no NMI arrived" });
         return true;
     }
-    stop_cpu();
+    stop();
     log::warn!("watchdog: performance counters raise no NMI; it stays off");
     false
 }
@@ -150,6 +153,9 @@ pub fn init(mode: Watchdog) -> bool {
 /// up; again after the local APIC was reset.
 pub fn start_cpu() {
     if running() {
+        if let Some(state) = this_cpu() {
+            state.armed.store(true, Ordering::SeqCst);
+        }
         write_lvt(DELIVERY_NMI);
         if version_2() {
             let enabled = probe::rdmsr(PERF_CNTR_GLOBAL_CTL).unwrap_or(0);
@@ -162,20 +168,32 @@ pub fn start_cpu() {
     }
 }
 
-/// Stops the watchdog on all CPUs: the next NMI of each is the last. For what takes long on purpose.
-pub fn stop_cpu() {
+/// Stops the watchdog: on this CPU at once, on each other one at its next NMI. For what takes long on
+/// purpose.
+pub fn stop() {
     ON.store(false, Ordering::SeqCst);
+    stop_cpu();
+}
+
+fn stop_cpu() {
     // SAFETY: clears the event.
     unsafe { probe::wrmsr(PERF_EVT_SEL0, 0) };
     write_lvt(MASKED | DELIVERY_NMI);
+    if let Some(state) = this_cpu() {
+        state.armed.store(false, Ordering::SeqCst);
+    }
 }
 
-/// Handles an NMI if it is the watchdog's. Called by the NMI handler first. Panics if this CPU is stuck.
+fn this_cpu() -> Option<&'static State> {
+    CPUS.get(percpu::this().index as usize)
+}
+
+/// Handles an NMI if it is the watchdog's. Called by the NMI handler, once it knows that the machine is not
+/// being stopped. Panics if this CPU is stuck.
 pub fn is_ours(frame: &Frame) -> bool {
-    let Some(state) = CPUS.get(percpu::this().index as usize) else { return false };
+    let Some(state) = this_cpu().filter(|state| state.armed.load(Ordering::Relaxed)) else { return false };
     // The counter is armed negative: it has overflowed if its top bit is clear. Another NMI leaves it alone.
-    let armed = PERIOD.load(Ordering::Relaxed) != 0;
-    if !armed || probe::rdmsr(PERF_CTR0).is_none_or(|count| !overflowed(count)) {
+    if probe::rdmsr(PERF_CTR0).is_none_or(|count| !overflowed(count)) {
         return false;
     }
     if !running() {
