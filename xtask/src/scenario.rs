@@ -128,6 +128,7 @@ const FORBIDDEN: &[&str] = &[
     "@testudo l1 done failed",
     "Kernel panic",
     "(testudo)*panic",
+    "(testudo) PANIC",
     "(testudo) backtrace",
     "BUG: ",
 ];
