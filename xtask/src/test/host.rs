@@ -129,13 +129,28 @@ fn arrows(layout: &Layout, _: &BuildArgs) -> Result<Step> {
 fn unit(layout: &Layout, _: &BuildArgs) -> Result<Step> {
     // nextest runs no documentation tests.
     Ok(Step::Commands(if has_component(layout, "nextest") {
-        vec![
-            cargo(layout, ".", &["nextest", "run", "--no-fail-fast"]),
-            cargo(layout, ".", &["test", "--doc", "--quiet"]),
-        ]
+        let words = ["nextest", "run", "--config-file", "tests/nextest.toml"];
+        vec![limited(cargo(layout, ".", &words)), limited(cargo(layout, ".", &["test", "--doc", "--quiet"]))]
     } else {
-        vec![cargo(layout, ".", &["test", "--no-fail-fast", "--quiet"])]
+        vec![limited(cargo(layout, ".", &["test", "--no-fail-fast", "--quiet"]))]
     }))
+}
+
+/// The same command, ended after an hour: a test that hangs must not stop the rows after it.
+fn limited(cmd: Command) -> Command {
+    let Some(timeout) = proc::which("timeout") else { return cmd };
+    let mut outer = Command::new(timeout);
+    outer.args(["--foreground", "--kill-after=30", "1h"]).arg(cmd.get_program()).args(cmd.get_args());
+    if let Some(dir) = cmd.get_current_dir() {
+        outer.current_dir(dir);
+    }
+    for (name, value) in cmd.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
 }
 
 fn clippy(layout: &Layout, _: &BuildArgs) -> Result<Step> {
