@@ -170,10 +170,12 @@ impl Run<'_> {
 
 /// Gives `target` a message, starts it or wakes it.
 fn deliver(target: &alloc::sync::Arc<Vcpu<X86>>, ipi: &vlapic::Ipi) {
-    if target.shared.lapic.deliver(ipi) {
-        if ipi.mode == vlapic::DeliveryMode::Startup {
-            target.bring_up();
-        }
+    let kick = target.shared.lapic.deliver(ipi);
+    // Also where an INIT that has not been taken yet keeps the target from being told anew.
+    if ipi.mode == vlapic::DeliveryMode::Startup {
+        target.bring_up();
+    }
+    if kick {
         target.post(Pending::EVENT);
     }
 }
