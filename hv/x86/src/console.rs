@@ -16,6 +16,7 @@ pub struct Line;
 impl Sink for Line {
     fn write(&mut self, bytes: &[u8]) {
         crate::serial::write(bytes);
+        crate::hw::video::write(bytes);
     }
 }
 

@@ -17,5 +17,8 @@ pub fn handle(frame: &Frame) {
     if STOPPING.load(Ordering::SeqCst) {
         instr::halt_forever();
     }
+    if crate::hw::watchdog::is_ours(frame) {
+        return;
+    }
     log::error!("NMI from hardware at {:#x}: ignored", frame.rip);
 }

@@ -15,9 +15,12 @@ struct Out;
 impl Write for Out {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for line in text.split_inclusive('\n') {
-            crate::serial::write_panic(line.trim_end_matches('\n').as_bytes());
+            let text = line.trim_end_matches('\n').as_bytes();
+            crate::serial::write_panic(text);
+            crate::hw::video::write_panic(text);
             if line.ends_with('\n') {
                 crate::serial::write_panic(b"\r\n");
+                crate::hw::video::write_panic(b"\n");
             }
         }
         Ok(())

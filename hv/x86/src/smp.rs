@@ -8,6 +8,7 @@ use crate::cpu::{
     percpu::{self, MAX_CPUS, PerCpu},
     stack,
 };
+use crate::hw::{mitigation, mtrr, tsc_warp, watchdog};
 use crate::mm::{direct, host};
 use crate::trap::vector;
 use addr::{Frame, HostPhys};
@@ -181,7 +182,7 @@ pub fn start(apic_ids: &[u32], trampoline_page: Frame<HostPhys>) {
         crate::time::pause_us(10_000);
         for _ in 0..2 {
             apic::send_startup(apic_id, trampoline_page.number() as u8);
-            if came_up(cpu, 100_000) {
+            if tsc_warp::boot_side(index, 100_000) {
                 break;
             }
         }
@@ -212,7 +213,11 @@ extern "C" fn ap_start() -> ! {
     unsafe { (*core::ptr::from_ref(cpu).cast_mut()).tables.load(block) };
     desc::load_idt();
     crate::start::init_cpu_state();
+    mitigation::apply_cpu(&mitigation::plan());
     apic::init_cpu();
+    watchdog::start_cpu();
+    mtrr::check_cpu();
+    tsc_warp::ap_side();
     crate::svm::enter_cpu();
     register(cpu);
     cpu.online.store(1, Ordering::Release);

@@ -220,7 +220,9 @@ impl PagingState {
             reserved |= if self.efer & EFER_NXE == 0 || format.is_bare(level) { NX } else { 0 };
         }
         if format.is_bare(level) {
-            return reserved | 0x1e6;
+            // The accessed bit (5) is reserved as well, but an emulator's own walk sets it in memory, and
+            // hardware looks at these entries when CR3 is loaded, not here.
+            return reserved | 0x1c6;
         }
         match (is_page, level) {
             (true, 2) => reserved | 0x001f_e000,

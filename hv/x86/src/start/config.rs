@@ -40,6 +40,19 @@ pub fn log(problems: &[Problem]) {
     }
 }
 
+/// Whether the screen is a console.
+pub fn uses_screen() -> bool {
+    options().console.contains(&ConsoleDevice::Vga)
+}
+
+/// First I/O port of the serial line that the console uses.
+pub fn serial_port() -> u16 {
+    match options().console.first() {
+        Some(ConsoleDevice::Com2) => options().com2.io_base,
+        _ => options().com1.io_base,
+    }
+}
+
 /// The IRQ of the serial line that the console uses.
 pub fn serial_irq() -> u8 {
     match options().console.first() {

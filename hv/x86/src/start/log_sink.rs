@@ -10,6 +10,7 @@ struct Line;
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
         crate::serial::write(text.as_bytes());
+        crate::hw::video::write(text.as_bytes());
         Ok(())
     }
 }

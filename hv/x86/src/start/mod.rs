@@ -18,6 +18,8 @@ use crate::cpu::{
     stack,
 };
 use crate::guest::arch;
+use crate::hw::video::{self, Mode};
+use crate::hw::{mitigation, mtrr, pci, tsc_warp, watchdog};
 use crate::mm::{direct, host};
 use crate::{apic, mce, power, serial, smp, svm, time};
 use ::boot::acpi::{Acpi, FadtFlags, GenericAddress, PhysRead, Rsdp, SpaceId};
@@ -70,7 +72,16 @@ pub extern "C" fn start(magic: u32, info: u32) -> ! {
         Err(error) => refuse(&alloc::format!("the loader's information cannot be used: {error}")),
     };
     config::init(&boot.command_line);
+    let screen = config::uses_screen()
+        .then(|| Mode::new(boot.framebuffer.as_ref(), boot.efi64_system_table.is_some()))
+        .flatten();
+    if let Some(mode) = screen {
+        video::init_early(mode);
+    }
     let trampoline = memory::init(&boot, Hpa::new(info.into()), bytes.len() as u64);
+    if let Some(mode) = screen {
+        video::init(mode);
+    }
     // From here on nothing below depends on the early map: `memory::init` has left it.
     run_on_own_stack(boot, trampoline)
 }
@@ -104,6 +115,8 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
     // SAFETY: `run_on_own_stack` made it from a box and gave it away.
     let (boot, trampoline) = *unsafe { alloc::boxed::Box::from_raw(argument) };
     init_cpu_state();
+    let plan = mitigation::init(mitigation::plan_for(&config::options().spec_ctrl));
+    mitigation::apply_cpu(plan);
     let acpi = read_acpi(&boot);
     apic::pic::disable();
     init_power(acpi.as_ref(), config::options().noreboot);
@@ -122,12 +135,26 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
     route_serial(acpi.as_ref(), config::serial_irq());
     svm::enter_cpu();
     instr::sti();
+    watchdog::init(config::options().watchdog);
+    mtrr::record_boot();
     match trampoline {
         Some(page) => smp::start(&other_cpus(acpi.as_ref()), page),
         None => log::warn!("no free page below 1 MiB: other CPUs stay off"),
     }
     log::info!("{} CPUs", smp::count());
+    tsc_warp::decide(smp::count(), config::options().tsc);
+    silence_devices(&boot, acpi.as_ref());
     start_machine(boot)
+}
+
+/// Devices that no domain owns: all of them. They stop writing memory and raising interrupts before any domain
+/// has memory.
+fn silence_devices(boot: &BootInfo, acpi: Option<&Acpi>) {
+    let screen = Mode::new(boot.framebuffer.as_ref(), boot.efi64_system_table.is_some());
+    let (framebuffer, vga_text) =
+        screen.filter(|_| video::present()).map_or((None, false), |mode| mode.place());
+    let uart = crate::serial::present().then(config::serial_port);
+    pci::silence(acpi, &pci::Console { framebuffer, vga_text, uart });
 }
 
 /// The neutral machine, its domains, and this CPU's loop.
@@ -137,7 +164,7 @@ fn start_machine(boot: BootInfo) -> ! {
         svm: svm::probe().unwrap_or_else(|unfit| refuse(&alloc::format!("{unfit}"))),
         gigabyte_pages: extended & (1 << 26) != 0,
         phys_bits: instr::cpuid(0x8000_0008, 0)[0] as u8,
-        tsc_stable: true,
+        tsc_stable: tsc_warp::stable(),
         patch_level: crate::trap::probe::rdmsr(0x8b).unwrap_or(0),
         rdtscp: extended & (1 << 27) != 0,
     };

@@ -3,6 +3,7 @@
 use crate::cpu::instr;
 use crate::cpu::percpu::{self, Pending, PerCpu};
 use crate::guest::arch::{self, machine};
+use crate::hw::watchdog;
 use crate::svm::run::{CpuContext, run};
 use core::sync::atomic::Ordering;
 use hv_core::platform::PcpuId;
@@ -44,6 +45,7 @@ fn idle(cpu: &PerCpu) {
 
 /// Does what interrupt handlers have left for this CPU. Interrupts are on, no lock is held.
 pub fn attend_cpu(cpu: &'static PerCpu) {
+    watchdog::beat();
     let bits = cpu.take_pending();
     if bits & Pending::TIMER != 0 {
         cpu.timer_deadline.store(u64::MAX, Ordering::Relaxed);

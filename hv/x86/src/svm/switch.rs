@@ -13,6 +13,15 @@ impl VcpuState {
     pub fn load(&mut self) {
         self.xstate.load();
         self.load_tsc_aux();
+        if self.breakpoints_armed() {
+            self.use_debug();
+        }
+    }
+
+    /// Whether DR7 of a level that may run before DR0 to DR3 are accessed again enables a breakpoint.
+    fn breakpoints_armed(&self) -> bool {
+        const ENABLES: u64 = 0xff;
+        (self.vmcb01.save.dr7 | self.cur().save.dr7) & ENABLES != 0
     }
 
     /// TSC_AUX is the guest's while it runs: RDTSCP reads it without an exit.
@@ -48,8 +57,7 @@ impl VcpuState {
             instr::write_dr3(self.debug[3]);
         }
         self.debug_live = true;
-        self.vmcb01.control.intercepts.0[Intercepts::DR] = 0;
-        self.vmcb01.control.mark_dirty(Clean::I);
+        self.intercept_debug(0);
     }
 
     fn drop_debug(&mut self) {
@@ -58,8 +66,15 @@ impl VcpuState {
         }
         self.debug = [instr::read_dr0(), instr::read_dr1(), instr::read_dr2(), instr::read_dr3()];
         self.debug_live = false;
-        self.vmcb01.control.intercepts.0[Intercepts::DR] = u32::MAX;
+        self.intercept_debug(u32::MAX);
+    }
+
+    fn intercept_debug(&mut self, word: u32) {
+        self.vmcb01.control.intercepts.0[Intercepts::DR] = word;
         self.vmcb01.control.mark_dirty(Clean::I);
+        if let Some(nested) = &mut self.nested {
+            nested.debug_registers(word == 0);
+        }
     }
 }
 

@@ -162,6 +162,8 @@ fn reserved_bits_by_level() {
         (Mode::Pae, 3, NX, true),
         (Mode::Pae, 3, 1 << 7, true),
         (Mode::Pae, 3, 1 << 3, false),
+        // Set by QEMU's own walk: a fetch must not fail for it.
+        (Mode::Pae, 3, ACCESSED, false),
         (Mode::Pae, 2, 1 << 52, true),
         (Mode::Pae, 1, 1 << 62, true),
         (Mode::Legacy, 1, PS, false),

@@ -19,6 +19,16 @@ use vsvm::perm::{L0Map, map_word};
 use vsvm::reflect::refuse;
 use vsvm::route::Exit;
 
+/// What Testudo intercepts in every L2 beyond what `vsvm` requires.
+const INTERCEPTS02: Intercepts = Intercepts::of(&[
+    Intercept::WBINVD,
+    Intercept::MONITOR,
+    Intercept::MWAIT,
+    Intercept::RDPMC,
+    Intercept::TASK_SWITCH,
+    Intercept::RSM,
+]);
+
 /// VMRUN, all checks of the instruction passed, the operand `gpa`, `len` bytes long.
 pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
     let memory = &run.vcpu.domain().memory;
@@ -119,16 +129,14 @@ fn compose(run: &mut Run<'_>, slot: usize, dirty: vsvm::vmcb12::Dirty, resync: b
     let shared = maps::shared();
     let l0 = L0Map { bits: shared.msrpm_bits, open: &shared.msrpm_open, generation: 1 };
     pure.msrpm.refresh(l0, base, None, |n| pages.map_or(0, |p| map_word(p, n)), &mut own.msrpm[..]);
+    let mut intercepts = INTERCEPTS02;
+    if !run.state.debug_live {
+        // Until the guest's debug registers are loaded.
+        intercepts.0[Intercepts::DR] = u32::MAX;
+    }
     let policy = L0Policy {
         hardware,
-        intercepts: Intercepts::of(&[
-            Intercept::WBINVD,
-            Intercept::MONITOR,
-            Intercept::MWAIT,
-            Intercept::RDPMC,
-            Intercept::TASK_SWITCH,
-            Intercept::RSM,
-        ]),
+        intercepts,
         n_cr3,
         msrpm: own.msrpm.address(),
         iopm: shared.iopm,
@@ -139,10 +147,9 @@ fn compose(run: &mut Run<'_>, slot: usize, dirty: vsvm::vmcb12::Dirty, resync: b
         pause: (0, 0),
     };
     merge(&run.state.vmcb01, c12, dirty, &policy, &mut own.vmcb02);
-    // Debug registers: L0 intercepts accesses until the guest's are loaded.
-    if !run.state.debug_live {
-        own.vmcb02.control.intercepts.0[Intercepts::DR] = u32::MAX;
-        own.vmcb02.control.mark_dirty(Clean::I);
+    if !run.state.debug_live && own.vmcb02.save.dr7 & 0xff != 0 {
+        // L2's breakpoints are those in DR0 to DR3.
+        run.state.use_debug();
     }
 }
 

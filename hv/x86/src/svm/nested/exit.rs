@@ -1,5 +1,6 @@
 //! Exits of L2: whose they are, and giving them to L1.
 
+use super::assist;
 use super::memory::env;
 use crate::decode::{self, CrAccess, Insn};
 use crate::svm::exit::{self, Tier1};
@@ -92,44 +93,10 @@ fn name_register(run: &mut Run<'_>) -> bool {
     true
 }
 
-/// Instructions whose exits have a next RIP that L1 relies on.
-fn instruction_of(exit: &Exit) -> Option<Insn> {
-    Some(match exit.code {
-        ExitCode::CPUID => Insn::Cpuid,
-        ExitCode::MSR if exit.info1 & 1 != 0 => Insn::Wrmsr,
-        ExitCode::MSR => Insn::Rdmsr,
-        ExitCode::HLT => Insn::Hlt,
-        ExitCode::VMMCALL => Insn::Vmmcall,
-        ExitCode::PAUSE => Insn::Pause,
-        ExitCode::RDTSC => Insn::Rdtsc,
-        ExitCode::RDTSCP => Insn::Rdtscp,
-        ExitCode::RDPMC => Insn::Rdpmc,
-        ExitCode::WBINVD => Insn::Wbinvd,
-        ExitCode::INVD => Insn::Invd,
-        ExitCode::INVLPG => Insn::Invlpg,
-        ExitCode::XSETBV => Insn::Xsetbv,
-        ExitCode::MONITOR => Insn::Monitor,
-        ExitCode::MWAIT | ExitCode::MWAIT_CONDITIONAL => Insn::Mwait,
-        ExitCode::IRET => Insn::Iret,
-        ExitCode(0..0x20) => Insn::MovCr,
-        ExitCode(0x20..0x40) => Insn::MovDr,
-        ExitCode(0x43) => Insn::Int3,
-        _ => return None,
-    })
-}
-
-/// Gives an exit to L1, with the next RIP that a processor with NRIPS would save.
+/// Gives an exit to L1, with all that it is promised about the instruction.
 #[inline]
 fn reflect_instruction(run: &mut Run<'_>, mut exit: Exit) {
-    if exit.code == ExitCode::IOIO {
-        exit.nrip = exit.info2;
-    } else if exit.nrip == 0
-        && let Some(insn) = instruction_of(&exit)
-        && let Ok(len) = run.length(insn)
-    {
-        let vmcb = run.state.cur();
-        exit.nrip = VcpuState::code_size(vmcb).advance(vmcb.save.rip, len);
-    }
+    assist::complete(run, &mut exit);
     reflect_now(run, exit);
 }
 
@@ -165,6 +132,10 @@ pub fn handle_l2(run: &mut Run<'_>, code: ExitCode) -> Next {
         // No L1 took it: there is no such instruction for L2.
         ExitCode::VMMCALL | ExitCode::VMRUN | ExitCode::SKINIT => {
             run.state.inject_ud();
+            Next::Resume
+        }
+        ExitCode(0x20..0x40) => {
+            run.state.use_debug();
             Next::Resume
         }
         ExitCode::STGI | ExitCode::CLGI => set_gif(run, exit.code == ExitCode::STGI),
@@ -208,6 +179,7 @@ fn nested_fault(run: &mut Run<'_>, exit: Exit) -> Next {
     match outcome {
         FaultOutcome::Fixed | FaultOutcome::Retry => requeue(run, exit.int_info),
         FaultOutcome::Violation(violation) => {
+            assist::instruction_bytes(run, assist::has_bytes(violation.info1));
             let reflected = Exit { info1: violation.info1, info2: violation.ngpa.raw(), nrip: 0, ..exit };
             reflect_now(run, reflected);
         }

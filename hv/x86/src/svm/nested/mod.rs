@@ -4,6 +4,7 @@
 //! tier ([`fast_l1`], [`fast_l2`]) does the common round trip without leaving GIF=0; what may have to wait
 //! for other CPUs (new roots, flushes of L1's tables, faults) is done in [`prepare_l2`] and [`handle_l2`].
 
+mod assist;
 mod enter;
 mod exit;
 mod insn;
@@ -20,7 +21,7 @@ use hv_core::memory::Owner;
 use stage2::shadow::RootRef;
 use vsvm::asid::AsidMap;
 use vsvm::caps::{Caps, Features};
-use vsvm::layout::{Clean, Vmcb};
+use vsvm::layout::{Clean, Intercepts, Vmcb};
 use vsvm::perm::MSRPM_WORDS;
 use vsvm::route::Exit;
 
@@ -131,6 +132,20 @@ impl Nested {
         self.asids.tag(self.tag).owe(flush);
     }
 
+    /// DR0 to DR3 are in the processor from now on, or are not: the active vmcb02 intercepts what L1 wants, or
+    /// everything.
+    pub fn debug_registers(&mut self, live: bool) {
+        let Some(active) = self.machine.active() else { return };
+        let theirs = self.machine.slot(active.slot).c12.checked().map(|c12| c12.control().intercepts);
+        let control = &mut self.slots[active.slot % SLOTS].vmcb02.control;
+        let word = match theirs {
+            Some(theirs) if live => theirs.0[Intercepts::DR],
+            _ => u32::MAX,
+        };
+        control.intercepts.0[Intercepts::DR] = word;
+        control.mark_dirty(Clean::I);
+    }
+
     /// The roots in use, to be given back when the vCPU ends.
     pub fn take_roots(&mut self) -> impl Iterator<Item = RootRef> + '_ {
         self.slots.iter_mut().filter_map(|slot| slot.root.take())
@@ -139,6 +154,6 @@ impl Nested {
 
 /// What a domain's L1 is offered: what the processor has, and what software can give it.
 pub fn caps(hardware: Features, maxphyaddr: u8, cr4_allowed: u64, efer_allowed: u64, invpcid: bool) -> Caps {
-    let features = Features::offer(hardware, true) - Features::DECODE_ASSISTS - Features::SVML;
+    let features = Features::offer(hardware, true) - Features::SVML;
     Caps { features, asids: 64, maxphyaddr, cr4_allowed, efer_allowed, invpcid, rdpru: false }
 }
