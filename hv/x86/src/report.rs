@@ -60,7 +60,7 @@ fn backtrace() {
     let block = instr::rsp() & !(stack::BLOCK_BYTES as u64 - 1);
     for _ in 0..32 {
         let inside = frame >= block && frame + 16 <= block + stack::BLOCK_BYTES as u64;
-        if !inside || frame % 8 != 0 {
+        if !inside || !frame.is_multiple_of(8) {
             break;
         }
         // SAFETY: inside this CPU's stack block, which is mapped but for guards that no frame lies in.

@@ -206,6 +206,7 @@ fn came_up(cpu: &PerCpu, us: u64) -> bool {
     cpu.online.load(Ordering::Acquire) != 0
 }
 
+#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "only the image's entry code calls it"))]
 extern "C" fn ap_start() -> ! {
     let cpu = percpu::this();
     let block = instr::rsp() & !(stack::BLOCK_BYTES as u64 - 1);

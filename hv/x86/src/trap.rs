@@ -161,10 +161,12 @@ fn fixup(rip: u64) -> Option<u64> {
 }
 
 #[cfg(not(target_os = "none"))]
+#[allow(dead_code, reason = "only the image's entry code calls it")]
 fn fixup(_rip: u64) -> Option<u64> {
     None
 }
 
+#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "only the image's entry code calls it"))]
 extern "C" fn handle(frame: &mut Frame) {
     match frame.vector as u8 {
         vector::TIMER => {
@@ -201,6 +203,7 @@ extern "C" fn handle(frame: &mut Frame) {
     }
 }
 
+#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "only the image's entry code calls it"))]
 fn exception(frame: &Frame) -> ! {
     panic!("unexpected exception in Testudo\n{frame}");
 }

@@ -146,7 +146,10 @@ pub fn build_idt() {
             | 0x8e << 40
             | (entry >> 16 & 0xffff) << 48;
         // SAFETY: only the boot CPU runs now.
-        unsafe { (*(&raw mut IDT)).0[vector as usize] = Gate { low, high: entry >> 32 } };
+        unsafe {
+            let idt = &raw mut IDT;
+            (*idt).0[vector as usize] = Gate { low, high: entry >> 32 };
+        }
     }
 }
 

@@ -55,7 +55,7 @@ impl Page {
 
     /// Copies `data` to `offset`; both must lie in the page.
     pub(super) fn copy_in(&self, offset: usize, data: &[u8]) {
-        let whole = if offset % 8 == 0 { data.len() / 8 * 8 } else { 0 };
+        let whole = if offset.is_multiple_of(8) { data.len() / 8 * 8 } else { 0 };
         for (i, word) in data[..whole].chunks_exact(8).enumerate() {
             let word = u64::from_le_bytes(word.try_into().expect("chunks of eight"));
             self.qword(offset + i * 8).store(word, core::sync::atomic::Ordering::Relaxed);

@@ -29,12 +29,17 @@ use hv_core::sched::Tunables;
 use hv_core::{Machine, SystemInfo};
 
 /// The boot CPU's first stack block; its own, guarded one replaces it once memory is up.
+#[derive(Debug)]
 #[repr(align(65536))]
 pub struct BootStack(#[allow(dead_code)] [u8; stack::BLOCK_BYTES]);
 /// See [`BootStack`].
 pub static mut BOOT_STACK: BootStack = BootStack([0; stack::BLOCK_BYTES]);
 
 static mut BOOT_CPU: PerCpu = PerCpu::new(0);
+
+fn boot_cpu() -> *mut PerCpu {
+    &raw mut BOOT_CPU
+}
 
 /// Largest info block that is believed.
 const MAX_INFO: u32 = 1 << 20;
@@ -44,8 +49,8 @@ pub extern "C" fn start(magic: u32, info: u32) -> ! {
     let block = (&raw const BOOT_STACK) as u64;
     // SAFETY: only this CPU runs; the statics live for ever.
     unsafe {
-        percpu::attach(block, &*(&raw const BOOT_CPU));
-        (*(&raw mut BOOT_CPU)).tables.load(block);
+        percpu::attach(block, &*boot_cpu());
+        (*boot_cpu()).tables.load(block);
     }
     desc::build_idt();
     desc::load_idt();
@@ -90,8 +95,8 @@ fn run_on_own_stack(boot: BootInfo, trampoline: Option<addr::Frame<addr::HostPhy
     let block = host::stack_block(0);
     // SAFETY: the block is mapped; the boot CPU's data are static.
     unsafe {
-        percpu::attach(block, &*(&raw const BOOT_CPU));
-        (*(&raw mut BOOT_CPU)).tables.load(block);
+        percpu::attach(block, &*boot_cpu());
+        (*boot_cpu()).tables.load(block);
     }
     let argument = alloc::boxed::Box::into_raw(alloc::boxed::Box::new((boot, trampoline)));
     // SAFETY: switches to an empty stack and never comes back; the argument is owned by `bring_up`.
@@ -127,7 +132,7 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
     time::init_wallclock();
     apic::init_boot(time::tsc_khz(), config::options().x2apic);
     // SAFETY: the boot CPU's data are static.
-    smp::register(unsafe { &*(&raw const BOOT_CPU) });
+    smp::register(unsafe { &*boot_cpu() });
     if let Err(unfit) = svm::probe() {
         refuse(&alloc::format!("{unfit}"));
     }

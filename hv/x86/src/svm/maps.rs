@@ -76,7 +76,7 @@ fn filled(words: usize, f: impl FnOnce(&mut [u64])) -> &'static [u64] {
     // SAFETY: the block was just given to us, for ever; `u64` has no invalid bytes.
     let bits = unsafe {
         let at = direct::pointer(frame.start()).cast::<u64>();
-        core::ptr::write_bytes(at, 0xff, 4096 / 8 << order);
+        core::ptr::write_bytes(at, 0xff, (4096 / 8) << order);
         core::slice::from_raw_parts_mut(at, words)
     };
     f(bits);
