@@ -120,7 +120,7 @@ fn make_memory(owner: Owner, config: &BootConfig) -> Result<GuestRam, Failure> {
         )
     };
     let host = arch::host();
-    let shadow_quota = (config.memory / PAGE_SIZE / 16) as u32 + 2048;
+    let shadow_quota = (config.memory / PAGE_SIZE / 64) as u32 + 1024;
     let quota = config.nested.then_some(shadow_quota);
     let memory = GuestRam::new(owner, host.gigabyte_pages, quota).map_err(short)?;
     let low = low_bytes(config);
