@@ -2,7 +2,7 @@
 // UNSAFETY: hands raw memory to the allocator crate.
 #![allow(unsafe_code)]
 
-use crate::mm::{direct, frames};
+use crate::mm::{direct, frames, host};
 use core::alloc::Layout;
 use hv_core::memory::{Kind, Owner, Zone};
 use talc::DefaultBinning;

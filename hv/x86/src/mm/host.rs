@@ -5,6 +5,7 @@
 use crate::cpu::{instr, stack};
 use crate::mm::{direct, frames};
 use addr::{HostPhys, Hpa, PAGE_SIZE, PageSize, Range};
+use core::sync::atomic::{AtomicBool, Ordering};
 use hv_core::memory::Zone;
 use spin::Mutex;
 
@@ -66,6 +67,7 @@ pub struct HostMap {
 }
 
 static MAP: Mutex<Option<HostMap>> = Mutex::new(None);
+static READY: AtomicBool = AtomicBool::new(false);
 
 #[cfg(target_os = "none")]
 mod image {
@@ -143,6 +145,12 @@ pub fn init(cached: &[Range<HostPhys>]) {
     }
     *MAP.lock() = Some(map);
     enter();
+    READY.store(true, Ordering::Relaxed);
+}
+
+/// Whether the map is in force: until then only memory below 4 GiB can be reached.
+pub fn ready() -> bool {
+    READY.load(Ordering::Relaxed)
 }
 
 /// Loads the map on this CPU.
@@ -202,7 +210,8 @@ pub fn stack_block(index: u32) -> u64 {
 }
 
 fn table_page() -> Hpa {
-    frames::alloc_own(Zone::Any).expect("memory for Testudo's own page tables").start()
+    // The first ones are written through the early map, which ends at 4 GiB.
+    frames::alloc_own(Zone::Below4G).expect("memory for Testudo's own page tables").start()
 }
 
 impl HostMap {
