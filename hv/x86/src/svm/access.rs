@@ -107,9 +107,7 @@ impl Run<'_> {
         match result {
             Ok(()) => Some(()),
             Err(WalkError::PageFault(fault)) => {
-                self.state.cur_mut().save.cr2 = fault.gva.raw();
-                self.state.cur_mut().control.mark_dirty(vsvm::layout::Clean::CR2);
-                self.state.inject_exception(14, Some(fault.error_code));
+                self.state.inject_page_fault(fault.gva.raw(), fault.error_code);
                 None
             }
             Err(WalkError::NotCanonical(_) | WalkError::Memory(_)) => {
@@ -118,6 +116,14 @@ impl Run<'_> {
             }
             // The guest's tables were changing: the instruction runs again.
             Err(WalkError::Unstable) => None,
+        }
+    }
+
+    /// The running level's address space owes a flush.
+    pub fn owe_flush(&mut self, flush: vsvm::asid::Flush) {
+        match &mut self.state.nested {
+            Some(nested) if nested.machine.active().is_some() => nested.owe_flush(flush),
+            _ => self.state.tag.owe(flush),
         }
     }
 

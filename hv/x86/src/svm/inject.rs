@@ -19,6 +19,17 @@ pub fn combine(pending: Event, vector: u8, error: Option<u32>) -> Event {
     if double || first == 8 { Event::exception(8, Some(0)) } else { new }
 }
 
+/// When L1 is to exit for an interrupt that it cannot take yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Window {
+    /// Not at all: nothing waits.
+    Closed,
+    /// As soon as it takes interrupts.
+    Open,
+    /// As soon as it takes interrupts with a task priority below this class.
+    BelowTpr(u8),
+}
+
 impl VcpuState {
     /// The event that L1's exit interrupted, to be delivered again. Soft events are raised anew by the
     /// instruction, at which RIP still points.
@@ -49,10 +60,23 @@ impl VcpuState {
         }
     }
 
+    /// STGI or CLGI of L1's.
+    pub fn set_gif(&mut self, on: bool) {
+        if let Some(nested) = &mut self.nested {
+            nested.machine.gif = on;
+        }
+        let control = &mut self.vmcb01.control;
+        if control.int_ctl & int_ctl::V_GIF_ENABLE != 0 {
+            control.int_ctl = control.int_ctl & !int_ctl::V_GIF | if on { int_ctl::V_GIF } else { 0 };
+            control.mark_dirty(Clean::TPR);
+        }
+    }
+
     /// Puts the next event into vmcb01, or opens a window for it. L1 runs next; requests of others have
     /// been collected ([`Vlapic::sync`](crate::vlapic::Vlapic::sync)). `callback` is a vector to be taken
     /// outside of the local APIC (Xen's callback by vector).
     pub fn prepare_injection(&mut self, callback: Option<u8>) {
+        let emulated = super::is_emulated();
         let busy = Event(self.vmcb01.control.event_inj).is_valid();
         let shadow = self.vmcb01.control.int_state & int_state::INTERRUPT_SHADOW != 0;
         let gif = self.gif();
@@ -67,41 +91,61 @@ impl VcpuState {
             self.watch_iret(self.nmi_masked);
         }
         let open = self.vmcb01.save.rflags & reg::RFLAGS_IF != 0 && !shadow && gif && !occupied;
-        let mut window = false;
+        // While GIF is clear nothing can come in before STGI.
+        self.watch_stgi(
+            !gif && (self.init_held || self.lapic.nmi_pending() || self.wants_interrupt(callback)),
+        );
+        let mut window = Window::Closed;
         let mut tpr_watch = false;
         match (callback, self.lapic.next_injectable()) {
             (Some(vector), _) if open => self.vmcb01.control.event_inj = Event::intr(vector).0,
-            (Some(_), _) => window = true,
+            (Some(_), _) => window = Window::Open,
             (None, Injectable::Now(vector)) if open => {
                 self.lapic.ack(vector);
                 self.vmcb01.control.event_inj = Event::intr(vector).0;
-                window = self.lapic.highest_pending().is_some();
+                if self.lapic.highest_pending().is_some() {
+                    window = Window::Open;
+                }
             }
-            (None, Injectable::Now(_)) => window = true,
-            (None, Injectable::BelowTpr { .. }) => tpr_watch = true,
+            (None, Injectable::Now(_)) => window = Window::Open,
+            // QEMU's emulation takes a virtual interrupt of the very class of the task priority.
+            (None, Injectable::BelowTpr { class, .. }) if emulated && class == self.lapic.cr8() => {
+                tpr_watch = true;
+            }
+            (None, Injectable::BelowTpr { class, .. }) => window = Window::BelowTpr(class),
             (None, Injectable::Nothing) => {}
         }
-        self.set_window(window);
+        self.set_window(if gif { window } else { Window::Closed });
         self.watch_tpr(tpr_watch);
         self.publish_tpr();
     }
 
-    /// Asks for an exit as soon as L1 takes interrupts, by a virtual interrupt that is never delivered. While
-    /// GIF is clear in software there is nothing to watch: STGI exits.
-    fn set_window(&mut self, on: bool) {
+    fn wants_interrupt(&self, callback: Option<u8>) -> bool {
+        callback.is_some() || self.lapic.highest_pending().is_some()
+    }
+
+    /// Asks for an exit as soon as L1 takes interrupts, by a virtual interrupt that is never delivered.
+    fn set_window(&mut self, window: Window) {
+        let class = |class: u8| u64::from(class & 0xf) << int_ctl::V_INTR_PRIO.trailing_zeros();
+        let bits = match window {
+            Window::Closed => 0,
+            Window::Open => int_ctl::V_IRQ | int_ctl::V_IGN_TPR | int_ctl::V_INTR_PRIO,
+            Window::BelowTpr(n) => int_ctl::V_IRQ | class(n),
+        };
         let control = &mut self.vmcb01.control;
-        let is_on = control.int_ctl & int_ctl::V_IRQ != 0;
-        if on == is_on {
-            return;
+        let new = control.int_ctl & !(int_ctl::V_IRQ | int_ctl::V_IGN_TPR | int_ctl::V_INTR_PRIO) | bits;
+        if new != control.int_ctl {
+            control.int_ctl = new;
+            control.mark_dirty(Clean::TPR);
         }
-        if on {
-            control.int_ctl |= int_ctl::V_IRQ | int_ctl::V_IGN_TPR | int_ctl::V_INTR_PRIO;
-            control.intercepts.set(Intercept::VINTR);
-        } else {
-            control.int_ctl &= !(int_ctl::V_IRQ | int_ctl::V_IGN_TPR | int_ctl::V_INTR_PRIO);
-            control.intercepts.clear(Intercept::VINTR);
+        self.watch(Intercept::VINTR, bits != 0);
+    }
+
+    /// STGI exits where L0 keeps GIF, and while something waits for it.
+    fn watch_stgi(&mut self, waiting: bool) {
+        if self.vmcb01.control.int_ctl & int_ctl::V_GIF_ENABLE != 0 && self.msrs.svme {
+            self.watch(Intercept::STGI, waiting);
         }
-        control.mark_dirty(Clean::TPR | Clean::I);
     }
 
     fn watch_tpr(&mut self, on: bool) {
@@ -112,7 +156,7 @@ impl VcpuState {
         self.watch(Intercept::IRET, on);
     }
 
-    fn watch(&mut self, what: Intercept, on: bool) {
+    pub(super) fn watch(&mut self, what: Intercept, on: bool) {
         let control = &mut self.vmcb01.control;
         if control.intercepts.has(what) != on {
             if on {
@@ -132,15 +176,6 @@ impl VcpuState {
         if control.int_ctl & int_ctl::V_TPR != tpr {
             control.int_ctl = control.int_ctl & !int_ctl::V_TPR | tpr;
             control.mark_dirty(Clean::TPR);
-        }
-    }
-
-    /// The local APIC from V_TPR: the guest writes CR8 without an exit.
-    #[inline]
-    pub fn collect_tpr(&mut self) {
-        let tpr = (self.vmcb01.control.int_ctl & 0xf) as u8;
-        if tpr != self.lapic.cr8() {
-            self.lapic.set_cr8(tpr);
         }
     }
 

@@ -17,7 +17,7 @@ pub mod xstate;
 
 use crate::cpu::{instr, msr, percpu};
 use crate::mm::frames;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hv_core::memory::Zone;
 
 /// Why this machine cannot run guests.
@@ -74,12 +74,29 @@ impl Features {
     }
 }
 
+static EMULATED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the processor is QEMU's emulation, which takes some rules of the manual lightly.
+#[inline]
+pub fn is_emulated() -> bool {
+    EMULATED.load(Ordering::Relaxed)
+}
+
+fn look_for_emulation() {
+    let hypervisor = instr::cpuid(1, 0)[2] & (1 << 31) != 0;
+    let name = if hypervisor { instr::cpuid(0x4000_0000, 0) } else { [0; 4] };
+    let letters = |word: &[u8; 4]| u32::from_le_bytes(*word);
+    let tcg = [letters(b"TCGT"), letters(b"CGTC"), letters(b"GTCG")];
+    EMULATED.store(name[1..] == tcg, Ordering::Relaxed);
+}
+
 /// Looks at this CPU.
 pub fn probe() -> Result<Features, Unfit> {
     let extended = instr::cpuid(0x8000_0000, 0)[0];
     if extended < 0x8000_000a || instr::cpuid(0x8000_0001, 0)[2] & (1 << 2) == 0 {
         return Err(Unfit::NoSvm);
     }
+    look_for_emulation();
     let [eax, ebx, _, edx] = instr::cpuid(0x8000_000a, 0);
     // SAFETY: the MSR exists where SVM does.
     if unsafe { instr::rdmsr(msr::VM_CR) } & msr::VM_CR_SVMDIS != 0 {

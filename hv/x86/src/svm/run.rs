@@ -16,7 +16,7 @@ use hv_core::platform::PcpuId;
 use hv_core::sched::WhyPut;
 use hv_core::vcpu::{Pending, Vcpu};
 use vsvm::asid::AsidPool;
-use vsvm::layout::{Clean, Event, ExitCode};
+use vsvm::layout::{Clean, Event, ExitCode, int_ctl};
 
 /// What a CPU's loop owns.
 #[derive(Debug)]
@@ -157,8 +157,9 @@ impl Run<'_> {
     /// Requests of other CPUs and of the local APIC, into what is entered next.
     fn collect_requests(&mut self) {
         let startup = self.state.lapic.sync(&self.vcpu.shared.lapic);
-        if startup.init {
-            self.init();
+        self.state.init_held |= startup.init;
+        if self.state.init_held && !self.in_l2() && self.state.gif() {
+            self.take_init();
         }
         if let Some(page) = startup.sipi
             && self.state.wait_for_sipi
@@ -193,7 +194,9 @@ impl Run<'_> {
     }
 
     /// INIT: the registers are reset, the vCPU waits for a start-up message.
-    fn init(&mut self) {
+    pub fn take_init(&mut self) {
+        self.state.init_held = false;
+        self.state.set_svme(false);
         if let Some(nested) = &mut self.state.nested {
             nested.machine.init();
             let control = &mut self.state.vmcb01.control;
@@ -248,16 +251,14 @@ impl Run<'_> {
         if int_info & Event::VALID != 0 {
             state.requeue(int_info);
         }
-        state.collect_tpr();
+        state.lapic.observe_v_tpr((state.vmcb01.control.int_ctl & int_ctl::V_TPR) as u8);
         ExitCode::from_hardware(state.vmcb01.control.exit_code)
     }
 
     /// Whether an event ends HLT.
     fn wakes(&self) -> bool {
         if self.in_l2() {
-            // What L2 halts for is L1's to say; an event that was put into vmcb02, or one for L1, ends it.
-            let pending = self.state.lapic.highest_pending().is_some() || self.state.lapic.nmi_pending();
-            return pending || Event(self.state.cur().control.event_inj).is_valid();
+            return nested::wakes_l2(self);
         }
         self.state.has_interrupt() || crate::guest::arch::callback_vector(self.vcpu).is_some()
     }

@@ -69,6 +69,8 @@ pub struct VcpuState {
     pub debug_live: bool,
     /// Waits for a start-up IPI.
     pub wait_for_sipi: bool,
+    /// INIT has come and is held by GIF.
+    pub init_held: bool,
     /// Whether the local APIC accepted interrupts when last looked at.
     pub was_accepting: bool,
     /// Executed HLT and has not been woken by an event.
@@ -112,6 +114,7 @@ impl VcpuState {
             debug: [0; 4],
             debug_live: false,
             wait_for_sipi: !setup.lapic.bsp,
+            init_held: false,
             was_accepting: false,
             halted: false,
             nmi_masked: false,
@@ -133,13 +136,26 @@ impl VcpuState {
         control.int_ctl = int_ctl::V_INTR_MASKING;
         if setup.nested && setup.vgif {
             control.int_ctl |= int_ctl::V_GIF | int_ctl::V_GIF_ENABLE;
-            control.intercepts.clear(Intercept::STGI);
-            control.intercepts.clear(Intercept::CLGI);
         }
         control.misc_ctl = misc_ctl::NP_ENABLE;
         control.n_cr3 = setup.n_cr3.raw();
         state.reset_registers();
+        state.set_svme(false);
         Some(state)
+    }
+
+    /// EFER.SVME as the guest sees it; the hardware's is always set. Without it the instructions of SVM are
+    /// #UD: STGI and CLGI, which run in the processor where it keeps L1's GIF, must exit then, and so must the
+    /// #GP that the processor raises for each of them in user mode.
+    pub fn set_svme(&mut self, on: bool) {
+        self.msrs.svme = on;
+        if self.nested.is_none() {
+            return;
+        }
+        let in_hardware = self.vmcb01.control.int_ctl & int_ctl::V_GIF_ENABLE != 0;
+        self.watch(Intercept::STGI, !(on && in_hardware));
+        self.watch(Intercept::CLGI, !(on && in_hardware));
+        self.watch(Intercept::exception(13), !on);
     }
 
     /// The registers after INIT (APM vol. 2, "Initial Processor State").
@@ -229,10 +245,30 @@ impl VcpuState {
         CodeSize::of(vmcb.save.efer & reg::EFER_LMA != 0, cs & attrib::L != 0, d)
     }
 
-    /// Queues an exception for the level that runs, with the manual's rules for two at a time.
+    /// Queues an exception for the level that runs, with the manual's rules for two at a time. One of L2's that
+    /// L1 intercepts becomes an exit instead, once the present exit has been handled.
     pub fn inject_exception(&mut self, vector: u8, error: Option<u32>) {
         let control = &mut self.cur_mut().control;
-        control.event_inj = super::inject::combine(Event(control.event_inj), vector, error).0;
+        let event = super::inject::combine(Event(control.event_inj), vector, error);
+        if let Some(nested) = &mut self.nested
+            && nested.raise(event)
+        {
+            return;
+        }
+        self.cur_mut().control.event_inj = event.0;
+    }
+
+    /// #PF at `address` for the level that runs.
+    pub fn inject_page_fault(&mut self, address: u64, error: u32) {
+        self.inject_exception(14, Some(error));
+        if let Some(nested) = &mut self.nested
+            && nested.raised_at(address)
+        {
+            return;
+        }
+        let vmcb = self.cur_mut();
+        vmcb.save.cr2 = address;
+        vmcb.control.mark_dirty(Clean::CR2);
     }
 
     /// #GP(0) for the level that runs.

@@ -3,7 +3,7 @@
 use crate::decode::{self, CrAccess, Gpr, Insn};
 use crate::svm::run::{Next, Run};
 use crate::svm::vcpu::VcpuState;
-use vsvm::layout::{Clean, reg};
+use vsvm::layout::{Clean, int_ctl, reg};
 
 /// CR8: bits 3:0.
 const CR8: u8 = 8;
@@ -30,7 +30,7 @@ pub fn access(run: &mut Run<'_>, _code: vsvm::layout::ExitCode) -> Next {
                 2 => save.cr2,
                 3 => save.cr3,
                 4 => save.cr4,
-                CR8 => run.state.lapic.cr8().into(),
+                CR8 => run.state.cur().control.int_ctl & int_ctl::V_TPR,
                 _ => {
                     run.state.inject_ud();
                     return Next::Resume;
@@ -39,10 +39,45 @@ pub fn access(run: &mut Run<'_>, _code: vsvm::layout::ExitCode) -> Next {
             run.set_gpr(mov.gpr, value);
             run.state.advance(mov.len);
         }
-        // CLTS, LMSW and SMSW are not intercepted by Testudo; whatever this is, it is tried again.
+        Ok(CrAccess::Smsw { len, dest }) => smsw(run, fetched.bytes(), size, len, dest),
+        // CLTS and LMSW are not intercepted by Testudo; whatever this is, it is tried again.
         _ => {}
     }
     Next::Resume
+}
+
+/// SMSW, seen where reads of CR0 are intercepted on behalf of other registers.
+fn smsw(run: &mut Run<'_>, bytes: &[u8], size: decode::CodeSize, len: u8, dest: Option<decode::RegOperand>) {
+    let cr0 = run.state.cur().save.cr0;
+    run.sync_gprs_in();
+    match dest {
+        Some(register) => {
+            register.write(&mut run.state.gprs, cr0);
+            run.sync_gprs_out();
+        }
+        None => {
+            let save = &run.state.cur().save;
+            // FS and GS have been saved to vmcb01, for whichever level runs.
+            let live = &run.state.vmcb01.save;
+            let operand =
+                decode::memory_operand(Insn::Smsw, bytes, size, save.rip, &run.state.gprs, |segment| {
+                    use decode::Segment::*;
+                    match segment {
+                        Es => save.es.base,
+                        Cs => save.cs.base,
+                        Ss => save.ss.base,
+                        Ds => save.ds.base,
+                        Fs => live.fs.base,
+                        Gs => live.gs.base,
+                    }
+                });
+            let Ok(operand) = operand else { return };
+            if run.copy_to_guest(addr::Gva::new(operand.linear), &(cr0 as u16).to_le_bytes()).is_none() {
+                return;
+            }
+        }
+    }
+    run.state.advance(len);
 }
 
 /// `false`: #GP.
@@ -51,6 +86,9 @@ fn write(run: &mut Run<'_>, cr: u8, value: u64) -> bool {
         4 => write_cr4(run, value),
         CR8 if value < 16 => {
             run.state.lapic.set_cr8(value as u8);
+            let control = &mut run.state.cur_mut().control;
+            control.int_ctl = control.int_ctl & !int_ctl::V_TPR | value;
+            control.mark_dirty(Clean::TPR);
             true
         }
         _ => false,
@@ -72,11 +110,10 @@ fn write_cr4(run: &mut Run<'_>, value: u64) -> bool {
     if bad {
         return false;
     }
-    let vmcb = run.state.cur_mut();
     // A change of what translations mean drops them (APM vol. 2, "TLB Management").
     const FLUSHING: u64 = 1 << 4 | PAE | 1 << 7 | PCIDE | 1 << 20 | 1 << 21;
-    if (vmcb.save.cr4 ^ value) & FLUSHING != 0 {
-        run.state.tag.owe(vsvm::asid::Flush::All);
+    if (run.state.cur().save.cr4 ^ value) & FLUSHING != 0 {
+        run.owe_flush(vsvm::asid::Flush::All);
     }
     let vmcb = run.state.cur_mut();
     vmcb.save.cr4 = value;
@@ -98,6 +135,25 @@ pub fn xsetbv(run: &mut Run<'_>) -> Next {
 /// #DB is intercepted so that a guest cannot make it recur for ever unseen; it is the guest's all the same.
 pub fn debug_exception(run: &mut Run<'_>) -> Next {
     run.state.inject_exception(1, None);
+    Next::Resume
+}
+
+/// #GP of L1 while its SVME is clear: the processor, whose SVME is set, raises it for an instruction of SVM in user
+/// mode, where L1 must see #UD.
+pub fn protection_fault(run: &mut Run<'_>) -> Next {
+    const SVM: [Insn; 7] =
+        [Insn::Vmrun, Insn::Vmload, Insn::Vmsave, Insn::Stgi, Insn::Clgi, Insn::Invlpga, Insn::Skinit];
+    let error = run.state.cur().control.exit_info_1 as u32;
+    let size = VcpuState::code_size(run.state.cur());
+    let is_svm = error == 0
+        && run
+            .fetch()
+            .is_ok_and(|fetched| SVM.iter().any(|&insn| decode::length(insn, fetched.bytes(), size).is_ok()));
+    if is_svm {
+        run.state.inject_ud();
+    } else {
+        run.state.inject_exception(13, Some(error));
+    }
     Next::Resume
 }
 

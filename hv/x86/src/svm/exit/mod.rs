@@ -134,6 +134,7 @@ pub fn handle_l1(run: &mut Run<'_>, code: ExitCode) -> Next {
         // A machine check has been taken already, if it was ours to see; the guest has no banks.
         c if c == ExitCode::exception(18) => Next::Resume,
         c if c == ExitCode::exception(1) => cr::debug_exception(run),
+        c if c == ExitCode::exception(13) => cr::protection_fault(run),
         c if c == ExitCode::exception(17) => {
             run.state.inject_exception(17, Some(0));
             Next::Resume

@@ -107,9 +107,14 @@ fn wrmsr(run: &mut Run<'_>, number: u32, value: u64) -> Result<(), Gp> {
         MsrClass::Efer => write_efer(run, value)?,
         MsrClass::Pat => {
             let value = check::pat(value)?;
+            let separate = state.nested.as_ref().is_some_and(|nested| nested.has_own_pat());
             let vmcb = state.cur_mut();
             vmcb.save.g_pat = value;
             vmcb.control.mark_dirty(Clean::NP);
+            if !separate {
+                state.vmcb01.save.g_pat = value;
+                state.vmcb01.control.mark_dirty(Clean::NP);
+            }
         }
         MsrClass::Tsc => {
             let delta = value.wrapping_sub(instr::rdtsc().wrapping_add(state.vmcb01.control.tsc_offset));
@@ -171,14 +176,18 @@ fn write_efer(run: &mut Run<'_>, value: u64) -> Result<(), Gp> {
     let new = check::efer(value, efer(run), paging, domain.arch.efer_allowed)?;
     let in_l2 = run.in_l2();
     if !in_l2 {
-        run.state.msrs.svme = new & reg::EFER_SVME != 0;
+        run.state.set_svme(new & reg::EFER_SVME != 0);
+    } else if new & reg::EFER_SVME == 0 {
+        // The manual leaves open what becomes of an L2 that turns off SVM beneath itself.
+        domain.crash(format_args!("L2 cleared EFER.SVME, which L1 does not intercept"));
+        return Ok(());
     }
     let old = run.state.cur().save.efer;
     let vmcb = run.state.cur_mut();
     vmcb.save.efer = new | reg::EFER_SVME;
     vmcb.control.mark_dirty(Clean::CRX);
-    if (old ^ new) & reg::EFER_NXE != 0 && !in_l2 {
-        run.state.tag.owe(Flush::All);
+    if (old ^ new) & reg::EFER_NXE != 0 {
+        run.owe_flush(Flush::All);
     }
     Ok(())
 }

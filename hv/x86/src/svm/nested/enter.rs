@@ -12,7 +12,7 @@ use crate::trap::vector;
 use addr::{Gpa, GuestMemory, Hpa};
 use core::sync::atomic::Ordering;
 use vsvm::asid::Flush;
-use vsvm::events::{self, Action, Line, Pending, View};
+use vsvm::events::{self, Action, Line, Pending, View, Windows};
 use vsvm::layout::{Clean, Event, ExitCode, Intercept, Intercepts, Vmcb, int_ctl};
 use vsvm::merge::{L0Policy, merge};
 use vsvm::perm::{L0Map, map_word};
@@ -32,7 +32,6 @@ const INTERCEPTS02: Intercepts = Intercepts::of(&[
 /// VMRUN, all checks of the instruction passed, the operand `gpa`, `len` bytes long.
 pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
     let memory = &run.vcpu.domain().memory;
-    let generation = memory.tlb().generation();
     let l1_cr0 = run.state.vmcb01.save.cr0;
     let Some(caps) = run.vcpu.domain().arch.nested.as_ref().map(|n| n.caps) else { return Tier1::Slow };
     let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
@@ -43,25 +42,20 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
         slot.page = None;
         slot.msrpm12 = None;
     }
-    let page = match &slot.page {
-        Some((page, at)) if *at == generation => page.clone(),
-        _ => match memory.pin(gpa.frame()) {
-            Ok(page) => {
-                slot.page = Some((page.clone(), generation));
-                page
-            }
-            // An operand that is no memory.
-            Err(_) => {
-                run.state.inject_gp();
-                return Tier1::Again;
-            }
-        },
+    // An operand that is no memory.
+    let Some(moved) = slot.pin(memory, gpa) else {
+        run.state.inject_gp();
+        return Tier1::Again;
     };
+    let Some((page, _)) = &slot.page else { return Tier1::Slow };
+    let page = page.clone();
+    // What was copied from another page tells nothing of this one.
+    let trusted = pick.hit && !moved;
     run.state.advance(len);
     let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
     let resume = run.state.vmcb01.save.rip;
     let entry = nested.machine.slot_mut(pick.slot);
-    match entry.c12.load(&page, &caps, l1_cr0, pick.hit) {
+    match entry.c12.load(&page, &caps, l1_cr0, trusted) {
         Ok(dirty) => {
             let by_asid12 = caps.has(vsvm::caps::Features::FLUSH_BY_ASID);
             let Some(c12) = entry.c12.checked() else { return Tier1::Slow };
@@ -134,6 +128,14 @@ fn compose(run: &mut Run<'_>, slot: usize, dirty: vsvm::vmcb12::Dirty, resync: b
         // Until the guest's debug registers are loaded.
         intercepts.0[Intercepts::DR] = u32::MAX;
     }
+    if crate::svm::is_emulated() && c12.control().intercepts.has(Intercept::RDTSCP) {
+        // QEMU's emulation looks only at this one.
+        intercepts.set(Intercept::RDTSC);
+    }
+    if !c12.intr_masking() {
+        // L2's CR8 is L1's: lowering it may let an interrupt of L1's through.
+        intercepts.set(Intercept::cr_write(8));
+    }
     let policy = L0Policy {
         hardware,
         intercepts,
@@ -142,7 +144,7 @@ fn compose(run: &mut Run<'_>, slot: usize, dirty: vsvm::vmcb12::Dirty, resync: b
         iopm: shared.iopm,
         asid: own.vmcb02.control.asid,
         tlb_control: 0,
-        cr0_read_trap: true,
+        cr0_read_trap: crate::svm::is_emulated(),
         tsc_ratio12: vsvm::msr::RATIO_ONE,
         pause: (0, 0),
     };
@@ -225,21 +227,9 @@ pub fn prepare_l2(run: &mut Run<'_>) {
         return;
     }
     let callback = arch::callback_vector(run.vcpu);
-    let pending = Pending {
-        init: false,
-        smi: false,
-        nmi: run.state.lapic.nmi_pending(),
-        intr: callback.is_some() || run.state.lapic.highest_pending().is_some(),
-    };
-    let nmi_masked = run.state.nmi_masked;
+    let action = next_action(run, callback);
     let Some(nested) = run.state.nested.as_deref_mut() else { return };
-    let Some(active) = nested.machine.active() else { return };
-    let slot = active.slot;
-    let gif = nested.machine.gif;
-    let Some(c12) = nested.machine.slot(slot).c12.checked() else { return };
-    let view =
-        View::of(gif, &run.state.vmcb01, c12, &nested.slots[slot].vmcb02, nmi_masked, active.run_pending);
-    let action = events::next(&view, pending);
+    let slot = nested.active_slot();
     match action {
         Action::Nothing => {
             events::return_window(&mut nested.machine.slot_mut(slot).c12, &mut nested.slots[slot].vmcb02);
@@ -247,10 +237,43 @@ pub fn prepare_l2(run: &mut Run<'_>) {
         Action::EnterFirst => nested.kick_after_entry = true,
         Action::Reflect(code) => super::exit::reflect_now(run, Exit { code, ..Exit::default() }),
         Action::Deliver(line) => deliver(run, line, callback),
-        Action::OpenWindow(_) => {
-            events::borrow_window(&mut nested.machine.slot_mut(slot).c12, &mut nested.slots[slot].vmcb02);
+        Action::OpenWindow(windows) => {
+            if windows.contains(Windows::NMI) {
+                nested.watch_iret(true);
+            }
+            if windows.intersects(Windows::INTR | Windows::SHADOW) {
+                events::borrow_window(&mut nested.machine.slot_mut(slot).c12, &mut nested.slots[slot].vmcb02);
+            }
         }
     }
+}
+
+/// What is to be done about events for L1 while L2 runs.
+fn next_action(run: &Run<'_>, callback: Option<u8>) -> Action {
+    let pending = Pending {
+        init: run.state.init_held,
+        smi: false,
+        nmi: run.state.lapic.nmi_pending(),
+        intr: callback.is_some() || run.state.lapic.highest_pending().is_some(),
+    };
+    let Some(nested) = run.state.nested.as_deref() else { return Action::Nothing };
+    let Some(active) = nested.machine.active() else { return Action::Nothing };
+    let Some(c12) = nested.machine.slot(active.slot).c12.checked() else { return Action::Nothing };
+    let vmcb02 = &nested.slots[active.slot % super::SLOTS].vmcb02;
+    let (gif, masked) = (nested.machine.gif, run.state.nmi_masked);
+    events::next(&View::of(gif, &run.state.vmcb01, c12, vmcb02, masked, active.run_pending), pending)
+}
+
+/// Whether something ends L2's HLT that L1 does not intercept.
+pub fn wakes_l2(run: &Run<'_>) -> bool {
+    let control = &run.state.cur().control;
+    let flags = run.state.cur().save.rflags;
+    let virtual_irq = control.int_ctl & int_ctl::V_IRQ != 0 && flags & vsvm::layout::reg::RFLAGS_IF != 0;
+    let acts = matches!(
+        next_action(run, arch::callback_vector(run.vcpu)),
+        Action::EnterFirst | Action::Reflect(_) | Action::Deliver(_)
+    );
+    acts || virtual_irq || Event(control.event_inj).is_valid()
 }
 
 /// L1 lets its interrupts through to L2.
@@ -258,6 +281,7 @@ fn deliver(run: &mut Run<'_>, line: Line, callback: Option<u8>) {
     let event = match line {
         Line::Nmi => {
             run.state.lapic.take_nmi();
+            run.state.nmi_masked = true;
             Event::NMI
         }
         Line::Intr => match callback.or_else(|| run.state.lapic.highest_pending()) {
@@ -269,7 +293,8 @@ fn deliver(run: &mut Run<'_>, line: Line, callback: Option<u8>) {
             }
             None => return,
         },
-        Line::Init | Line::Smi => return,
+        Line::Init => return run.take_init(),
+        Line::Smi => return,
     };
     run.state.cur_mut().control.event_inj = event.0;
 }
@@ -306,7 +331,11 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
     let Some(nested) = run.state.nested.as_deref_mut() else { return ExitCode::INVALID };
     nested.asids.tag(nested.tag).entered();
     nested.machine.has_run();
+    let shares_tpr = nested.machine.slot(slot).c12.checked().is_some_and(|c12| !c12.intr_masking());
     let control = &mut nested.slots[slot].vmcb02.control;
+    if shares_tpr {
+        run.state.lapic.observe_v_tpr((control.int_ctl & int_ctl::V_TPR) as u8);
+    }
     if run.ctx.features.has(crate::svm::Features::VMCB_CLEAN) {
         control.mark_all_clean();
     }

@@ -60,7 +60,7 @@ pub fn fast_l2(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
     if code == ExitCode::NPF || code == ExitCode::INTR {
         return Tier1::Slow;
     }
-    if code.0 < 0x10 && !name_register(run) {
+    if (code.0 < 0x10 || code == ExitCode::RDTSC) && crate::svm::is_emulated() && !name_instruction(run) {
         return Tier1::Again;
     }
     let exit = match run.state.nested.as_deref() {
@@ -79,13 +79,18 @@ pub fn fast_l2(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
     }
 }
 
-/// An emulator may report any read of a control register as one of CR0: puts the real one into the exit.
-/// `false`: the instruction can't be found any more; it runs again.
-fn name_register(run: &mut Run<'_>) -> bool {
+/// QEMU's emulation reports any read of a control register as one of CR0, and RDTSCP as RDTSC: puts what it was into
+/// the exit. `false`: the instruction can't be found any more; it runs again.
+#[cold]
+fn name_instruction(run: &mut Run<'_>) -> bool {
     let Ok(fetched) = run.fetch() else { return false };
     let size = VcpuState::code_size(run.state.cur());
     let Some(nested) = run.state.nested.as_deref_mut() else { return false };
-    if let Ok(CrAccess::Mov(mov)) = decode::cr_access(fetched.bytes(), size)
+    if nested.exit.code == ExitCode::RDTSC {
+        if decode::length(Insn::Rdtscp, fetched.bytes(), size).is_ok() {
+            nested.exit.code = ExitCode::RDTSCP;
+        }
+    } else if let Ok(CrAccess::Mov(mov)) = decode::cr_access(fetched.bytes(), size)
         && !mov.write
     {
         nested.exit.code = ExitCode::cr_read(mov.cr);
@@ -102,9 +107,18 @@ fn reflect_instruction(run: &mut Run<'_>, mut exit: Exit) {
 
 /// Gives `exit` to L1: L2 is left.
 pub fn reflect_now(run: &mut Run<'_>, exit: Exit) {
+    // L2 must not steer what L1 predicts (CVE-2022-2196).
+    crate::hw::mitigation::reflect_barrier();
+    let memory = &run.vcpu.domain().memory;
     let Some(nested) = run.state.nested.as_deref_mut() else { return };
     let Some(active) = nested.machine.leave() else { return };
+    nested.raised = None;
     let own = &mut nested.slots[active.slot % super::SLOTS];
+    let gpa = nested.machine.slot(active.slot).c12.gpa();
+    if own.pin(memory, gpa).is_none() {
+        run.vcpu.domain().crash(format_args!("vmcb12 at {gpa} is no memory any more as its L2 exits"));
+        return;
+    }
     let Some((page, _)) = &own.page else { return };
     let c12 = &mut nested.machine.slot_mut(active.slot).c12;
     vsvm::events::return_window(c12, &mut own.vmcb02);
@@ -117,6 +131,25 @@ pub fn reflect_now(run: &mut Run<'_>, exit: Exit) {
 
 /// Second tier of an exit of L2.
 pub fn handle_l2(run: &mut Run<'_>, code: ExitCode) -> Next {
+    let next = handle(run, code);
+    reflect_raised(run);
+    next
+}
+
+/// An exception that handling the exit has raised for L2 is L1's if L1 intercepts it: "an exit due to an exception
+/// that another event's delivery met" names that event (APM vol. 2, "Exception Intercepts", "EXITINTINFO").
+fn reflect_raised(run: &mut Run<'_>) {
+    let Some(nested) = run.state.nested.as_deref_mut() else { return };
+    let Some((event, address)) = nested.raised.take() else { return };
+    let code = ExitCode::exception(event.vector());
+    let info1 = event.error().unwrap_or(0).into();
+    // The event that was on its way is in vmcb02, to be delivered again.
+    let exit = Exit { code, info1, info2: address, int_info: 0, nrip: 0, ..nested.exit };
+    assist::instruction_bytes(run, code == ExitCode::exception(14) && assist::has_bytes(info1));
+    reflect_now(run, exit);
+}
+
+fn handle(run: &mut Run<'_>, code: ExitCode) -> Next {
     let exit = match run.state.nested.as_deref() {
         Some(nested) => nested.exit,
         None => return Next::Resume,
@@ -134,10 +167,18 @@ pub fn handle_l2(run: &mut Run<'_>, code: ExitCode) -> Next {
             run.state.inject_ud();
             Next::Resume
         }
+        ExitCode::IRET => {
+            run.state.iret();
+            if let Some(nested) = run.state.nested.as_deref_mut() {
+                nested.watch_iret(false);
+            }
+            Next::Resume
+        }
         ExitCode(0x20..0x40) => {
             run.state.use_debug();
             Next::Resume
         }
+        ExitCode::RDTSC | ExitCode::RDTSCP => time_stamp(run, exit.code == ExitCode::RDTSCP),
         ExitCode::STGI | ExitCode::CLGI => set_gif(run, exit.code == ExitCode::STGI),
         ExitCode::INVALID => invalid(run, exit),
         code => exit::handle_l1(run, code),
@@ -195,6 +236,19 @@ fn nested_fault(run: &mut Run<'_>, exit: Exit) -> Next {
     Next::Resume
 }
 
+/// RDTSC or RDTSCP, seen because L1 intercepts the other one.
+fn time_stamp(run: &mut Run<'_>, with_aux: bool) -> Next {
+    let insn = if with_aux { Insn::Rdtscp } else { Insn::Rdtsc };
+    let Ok(len) = run.length(insn) else { return Next::Resume };
+    let now = crate::cpu::instr::rdtsc().wrapping_add(run.state.cur().control.tsc_offset);
+    run.set_edx_eax(now);
+    if with_aux {
+        run.state.gprs.regs[crate::decode::Gprs::RCX] = run.state.msrs.tsc_aux;
+    }
+    run.state.advance(len);
+    Next::Resume
+}
+
 /// STGI or CLGI of L2 that L1 does not intercept.
 fn set_gif(run: &mut Run<'_>, on: bool) -> Next {
     let insn = if on { Insn::Stgi } else { Insn::Clgi };
@@ -238,14 +292,15 @@ fn unintercepted_vmload(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
     let memory = &run.vcpu.domain().memory;
     let legal = gpa & 0xfff == 0 && gpa >> bits == 0 && cpl == 0;
     let page = run.state.nested.as_deref_mut().filter(|_| legal).and_then(|n| n.pages.get(memory, gpa));
+    let page_found = page.is_some();
     match page {
         Some(page) if code == ExitCode::VMLOAD => switch::forward_vmload(&page),
         Some(page) => switch::forward_vmsave(&page),
-        None => {
-            run.state.inject_gp();
-            return Tier1::Again;
-        }
+        None => run.state.inject_gp(),
     }
-    run.state.advance(len);
+    if page_found {
+        run.state.advance(len);
+    }
+    reflect_raised(run);
     Tier1::Again
 }

@@ -62,10 +62,11 @@ pub fn fast_l1(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
             }
         }
         insn::Insn::Stgi | insn::Insn::Clgi => {
-            if let Some(nested) = run.state.nested.as_deref_mut() {
-                nested.machine.gif = pure == insn::Insn::Stgi;
-            }
+            run.state.set_gif(pure == insn::Insn::Stgi);
             run.state.advance(len);
+            if run.state.init_held {
+                return Tier1::Done;
+            }
             let callback = arch::callback_vector(run.vcpu);
             run.state.prepare_injection(callback);
             return Tier1::Again;

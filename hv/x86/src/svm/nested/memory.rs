@@ -3,7 +3,7 @@
 use crate::guest::memory::{GuestRam, Tables};
 use crate::guest::page::Page;
 use crate::svm::run::Run;
-use addr::{Frame, Gpa, GuestFault, GuestMemory, GuestPhys, Hpa, Ngpa, PAGE_SIZE, Range, page_chunks};
+use addr::{Frame, Gpa, GuestFault, GuestMemory, GuestPhys, Hpa, Ngpa, page_chunks};
 use stage2::shadow::{Env, TableWrite, WriteProtect};
 use stage2::walk12::{Access, Marks, Paging12, Root12, walk};
 use stage2::{Failed, Perms, TlbDebt};
@@ -147,9 +147,4 @@ pub fn table_write(run: &Run<'_>, gpa: Gpa) -> bool {
     let ram = &run.vcpu.domain().memory;
     ram.shadow().is_some_and(|shadow| shadow.on_table_write(ram, gpa.frame()) != TableWrite::NotATable)
         && ram.translate_now(gpa).is_some_and(|mapping| mapping.perms.contains(Perms::W))
-}
-
-/// The range of one frame.
-pub fn frame_range(frame: Frame<GuestPhys>) -> Option<Range<GuestPhys>> {
-    Range::new(frame.start(), PAGE_SIZE)
 }

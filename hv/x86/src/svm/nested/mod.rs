@@ -10,18 +10,20 @@ mod exit;
 mod insn;
 mod memory;
 
-pub use enter::{enter_l2, prepare_l2};
+pub use enter::{enter_l2, prepare_l2, wakes_l2};
 pub use exit::{fast_l2, handle_l2};
 pub use insn::{fast_l1, instruction, rdmsr, wrmsr};
 pub use memory::{GuestView, PinnedVmcb, table_write};
 
+use crate::guest::memory::GuestRam;
 use crate::guest::page::Page;
 use crate::mm::own::HardwarePage;
+use addr::GuestMemory;
 use hv_core::memory::Owner;
 use stage2::shadow::RootRef;
 use vsvm::asid::AsidMap;
 use vsvm::caps::{Caps, Features};
-use vsvm::layout::{Clean, Intercepts, Vmcb};
+use vsvm::layout::{Clean, Event, Intercept, Intercepts, Vmcb};
 use vsvm::perm::MSRPM_WORDS;
 use vsvm::route::Exit;
 
@@ -64,6 +66,8 @@ pub struct Nested {
     exit: Exit,
     /// Leave L2 right after its entry.
     kick_after_entry: bool,
+    /// An exception that L0 has raised for L2 and L1 intercepts, and the address of a page fault.
+    raised: Option<(Event, u64)>,
     /// Pages of VMLOAD and VMSAVE.
     pages: memory::PageCache,
 }
@@ -86,6 +90,23 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// The page of the vmcb12 at `gpa`, which this slot serves. Whether it is another one than before; `None`: no
+    /// RAM there.
+    #[inline]
+    fn pin(&mut self, memory: &GuestRam, gpa: addr::Gpa) -> Option<bool> {
+        let generation = memory.tlb().generation();
+        let old = match &self.page {
+            Some((_, at)) if *at == generation => return Some(false),
+            old => old.as_ref().map(|(page, _)| page.frame()),
+        };
+        let page = memory.pin(gpa.frame()).ok()?;
+        let moved = old != Some(page.frame());
+        self.page = Some((page, generation));
+        Some(moved)
+    }
+}
+
 impl Nested {
     /// A vCPU after reset. `None`: no memory.
     pub fn new(owner: Owner) -> Option<Self> {
@@ -98,6 +119,7 @@ impl Nested {
             todo: Todo::default(),
             exit: Exit::default(),
             kick_after_entry: false,
+            raised: None,
             pages: memory::PageCache::default(),
         })
     }
@@ -130,6 +152,52 @@ impl Nested {
     /// L2's address space owes a flush.
     pub fn owe_flush(&mut self, flush: vsvm::asid::Flush) {
         self.asids.tag(self.tag).owe(flush);
+    }
+
+    /// L2's IRET ends the handling of an NMI: exit on it, or only if L1 wants that.
+    fn watch_iret(&mut self, on: bool) {
+        let Some(active) = self.machine.active() else { return };
+        let theirs = self.machine.slot(active.slot).c12.checked();
+        let wanted = on || theirs.is_some_and(|c12| c12.control().intercepts.has(Intercept::IRET));
+        let control = &mut self.slots[active.slot % SLOTS].vmcb02.control;
+        if control.intercepts.has(Intercept::IRET) != wanted {
+            if wanted {
+                control.intercepts.set(Intercept::IRET);
+            } else {
+                control.intercepts.clear(Intercept::IRET);
+            }
+            control.mark_dirty(Clean::I);
+        }
+    }
+
+    /// Whether an L2 runs that has a PAT of its own, as it has nested paging.
+    pub fn has_own_pat(&self) -> bool {
+        let active = self.machine.active();
+        let c12 = active.and_then(|active| self.machine.slot(active.slot).c12.checked());
+        c12.is_some_and(|c12| c12.np())
+    }
+
+    /// L0 raises `event` for L2. Whether L1 gets an exit of it ([`reflect_raised`]).
+    pub fn raise(&mut self, event: Event) -> bool {
+        let Some(active) = self.machine.active() else { return false };
+        let intercept = Intercept::exception(event.vector());
+        let c12 = self.machine.slot(active.slot).c12.checked();
+        let wanted = c12.is_some_and(|c12| c12.control().intercepts.has(intercept));
+        if wanted {
+            self.raised = Some((event, 0));
+        }
+        wanted
+    }
+
+    /// The page fault just raised for L2 was at `address`. Whether L1 gets an exit of it.
+    pub fn raised_at(&mut self, address: u64) -> bool {
+        match &mut self.raised {
+            Some((_, at)) => {
+                *at = address;
+                true
+            }
+            None => false,
+        }
     }
 
     /// DR0 to DR3 are in the processor from now on, or are not: the active vmcb02 intercepts what L1 wants, or
