@@ -41,8 +41,8 @@ unsafe impl Source for Frames {
         let bytes = (layout.size() + layout.align() + 4096) as u64;
         let order =
             (bytes.div_ceil(addr::PAGE_SIZE).next_power_of_two().trailing_zeros() as u8).max(GROWTH_ORDER);
-        let frame =
-            frames::frames().alloc(order, Owner::HYPERVISOR, Kind::Hypervisor, Zone::Any).map_err(drop)?;
+        let zone = if host::ready() { Zone::Any } else { Zone::Below4G };
+        let frame = frames::frames().alloc(order, Owner::HYPERVISOR, Kind::Hypervisor, zone).map_err(drop)?;
         let base = direct::pointer(frame.start());
         // SAFETY: the block was just given to us, and is mapped by the direct map.
         unsafe { talc.claim(base, (addr::PAGE_SIZE << order) as usize) }.map(drop).ok_or(())
