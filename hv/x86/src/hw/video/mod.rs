@@ -1,7 +1,7 @@
 //! The screen as a console: VGA text or a linear framebuffer, where there is no serial line.
 //!
 //! [`Screen`] keeps what is to be seen and writes only what changed: reading a screen back is slow, and a
-//! framebuffer is mapped uncached. A [`Surface`] draws one character; [`vga`] and [`framebuffer`] are the two.
+//! framebuffer is mapped uncached. A [`Surface`] draws one character; `vga` and `framebuffer` are the two.
 // UNSAFETY: the screen's memory and registers.
 #![allow(unsafe_code)]
 
