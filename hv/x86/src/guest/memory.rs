@@ -68,6 +68,7 @@ pub struct GuestRam {
     tlb: Arc<TlbControl>,
     pages: AtomicU64,
     top: AtomicU64,
+    layout: AtomicU64,
     /// The composed tables of this domain's L2s, if it may have any.
     shadow: Option<ShadowCache<Npt>>,
 }
@@ -90,6 +91,7 @@ impl GuestRam {
             tlb: Arc::new(TlbControl::default()),
             pages: AtomicU64::new(0),
             top: AtomicU64::new(0),
+            layout: AtomicU64::new(0),
             shadow: nested.map(|quota| ShadowCache::new(Npt::four_level(largest), quota)),
         })
     }
@@ -146,6 +148,13 @@ impl GuestRam {
             let debt = shadow.zap(&env, range, Zap::All);
             self.pay(debt);
         }
+    }
+
+    /// Changes whenever another frame, or none, lies behind one of the guest's addresses. (Rights and sizes of
+    /// mappings change more often: those are the flush control's generation.)
+    #[inline]
+    pub fn layout(&self) -> u64 {
+        self.layout.load(core::sync::atomic::Ordering::Acquire)
     }
 
     /// The domain's flush control.
@@ -293,6 +302,7 @@ impl DomainMemory for GuestRam {
             return Err(MapError::NoMemory);
         }
         self.top.fetch_max(at.number(), Relaxed);
+        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
         self.zap(at);
         if let Some(old) = old {
             self.release(old);
@@ -307,6 +317,7 @@ impl DomainMemory for GuestRam {
             Ok(debt) => (Ok(()), debt),
             Err(failed) => (Err(MapError::NoMemory), failed.debt),
         })?;
+        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
         self.zap(at);
         self.release(old);
         Ok(())

@@ -27,19 +27,9 @@ pub struct Key {
 pub struct FetchCache {
     entries: [Option<(Key, Page)>; ENTRIES],
     next: usize,
-    generation: u64,
 }
 
 impl FetchCache {
-    /// Forgets everything if the domain's tables have changed.
-    #[inline]
-    pub fn revalidate(&mut self, generation: u64) {
-        if self.generation != generation {
-            self.generation = generation;
-            self.entries = Default::default();
-        }
-    }
-
     /// Up to 8 bytes at `offset` of the page under `key`, if it is remembered; never across the page's end.
     #[inline]
     pub fn peek(&self, key: &Key, offset: usize) -> Option<([u8; 8], usize)> {

@@ -49,7 +49,6 @@ impl Run<'_> {
         let linear = linear_rip(self.state.cur());
         let root = self.root12().map_or(0, |root| root.base().raw() | 1);
         let key = Key { cr3: self.state.cur().save.cr3, page: linear >> 12, root };
-        self.state.fetch.revalidate(self.vcpu.domain().memory.tlb().generation());
         if let Some((bytes, len)) = self.state.fetch.peek(&key, (linear & 0xfff) as usize)
             && let Some(len) = decode::fast_len(insn, &bytes[..len])
         {
