@@ -35,6 +35,9 @@ fn round_trips(name: [&str; 3], rounds: usize, clean: bool) -> bool {
     let at = code!("rdtsc");
     let mut l2 = L2::new(at);
     crate::npt::Npt::new().attach(&mut l2);
+    l2.run();
+    l2.vmcb.set(TLB_CONTROL, 0);
+    l2.vmcb.set(RIP, at);
     let (there, back, both) = (room(rounds), room(rounds), room(rounds));
     cpu::clgi();
     for n in 0..rounds {

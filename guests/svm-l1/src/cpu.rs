@@ -129,3 +129,9 @@ pub fn hypervisor() -> [u8; 12] {
 pub fn bare_tcg() -> bool {
     &hypervisor() == b"TCGTCGTCGTCG"
 }
+
+/// Whether the processor names itself as the emulator's, also under another hypervisor.
+pub fn tcg_brand() -> bool {
+    let [a, b, c, _] = cpuid(0x8000_0002, 0);
+    [a, b, c] == [u32::from_le_bytes(*b"QEMU"), u32::from_le_bytes(*b" TCG"), u32::from_le_bytes(*b" CPU")]
+}

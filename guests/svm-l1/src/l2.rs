@@ -58,6 +58,9 @@ impl L2 {
         vmcb.set(IOPM, iopm);
         vmcb.set(MSRPM, msrpm);
         vmcb.set(ASID, 1);
+        // Its pages, and so its tables, are those of the guest before it: what the CPU still knows of them under
+        // this ASID must go. (APM vol. 2, "TLB Control".)
+        vmcb.set(TLB_CONTROL, 1);
         vmcb.segment(CS, 8, 0xa9b, u32::MAX, 0);
         for data in [DS, ES, SS, FS, GS] {
             vmcb.segment(data, 0x10, 0xc93, u32::MAX, 0);

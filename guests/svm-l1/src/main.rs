@@ -88,7 +88,10 @@ extern "C" fn rust_main(info: u64) -> ! {
     } else if line.get("hostile").is_some() {
         hostile::run(line.number("seed", 1), line.number("rounds", 2000), line.get("wild").is_some())
     } else {
-        let mut runner = runner::Runner::new(line.get("only").unwrap_or_default());
+        let mut runner = runner::Runner::new(
+            line.get("only").unwrap_or_default(),
+            cpu::bare_tcg() || cpu::tcg_brand() || line.get("tcg").is_some(),
+        );
         tests::run(&mut runner);
         runner.finish()
     };

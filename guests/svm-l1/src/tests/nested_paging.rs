@@ -288,6 +288,7 @@ fn flushes(r: &mut Runner<'_>) {
         npt.set_flags(0, 0);
         let mut l2 = accessing(&npt, WINDOW, Write);
         check_exit!(l2, l2.run(), exit::NPF);
+        l2.vmcb.set(TLB_CONTROL, 0);
         npt.set_flags(0, P | U);
         check_exit!(l2, l2.run(), exit::NPF);
         check_eq!("info1", l2.vmcb.get(INFO1), FINAL | 7);
@@ -306,6 +307,8 @@ fn flushes(r: &mut Runner<'_>) {
             rewind(&mut b, read);
             check_exit!(a, a.run(), exit::VMMCALL);
             check_exit!(b, b.run(), exit::VMMCALL);
+            a.vmcb.set(TLB_CONTROL, 0);
+            b.vmcb.set(TLB_CONTROL, 0);
             check_eq!("reads", (a.regs[reg::RBX], b.regs[reg::RBX]), (1, 2));
         }
         Ok(())

@@ -23,7 +23,8 @@ pub use gprs::{Gpr, Gprs, RegOperand, Width};
 pub use insn::{Insn, fast_len, length};
 pub use mmio::{Extend, MmioKind, MmioOp, Source, decode_mmio};
 pub use operands::{
-    CrAccess, MemoryOperand, MovCr, MovDr, Segment, cr_access, memory_operand, mov_cr, mov_dr,
+    CrAccess, MemoryOperand, MovCr, MovDr, Segment, StringOperand, cr_access, memory_operand, mov_cr, mov_dr,
+    string_operand,
 };
 
 /// The longest instruction that there is, in bytes.

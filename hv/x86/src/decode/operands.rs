@@ -219,3 +219,40 @@ pub fn memory_operand(
     };
     Ok(MemoryOperand { len: decoded.len() as u8, segment, linear })
 }
+
+/// The memory side of INS or OUTS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StringOperand {
+    /// How many bits of the index register and of the counter count.
+    pub address_size: CodeSize,
+    /// The segment, overrides applied: always ES for INS.
+    pub segment: Segment,
+}
+
+/// Finds the memory side of the INS or OUTS in `bytes`.
+///
+/// # Errors
+/// If it is neither, or bytes are missing.
+pub fn string_operand(bytes: &[u8], size: CodeSize) -> Result<StringOperand, DecodeError> {
+    let (decoded, fetched) = decode_one(bytes, size, 0)?;
+    let kinds = (decoded.op_count() == 2).then(|| [decoded.op_kind(0), decoded.op_kind(1)]);
+    let address_size = match kinds {
+        Some([OpKind::MemoryESDI, _] | [_, OpKind::MemorySegSI]) => CodeSize::Bits16,
+        Some([OpKind::MemoryESEDI, _] | [_, OpKind::MemorySegESI]) => CodeSize::Bits32,
+        Some([OpKind::MemoryESRDI, _] | [_, OpKind::MemorySegRSI]) => CodeSize::Bits64,
+        _ => return Err(DecodeError::Unexpected(fetched)),
+    };
+    if !insn::is(Insn::Io, &decoded) {
+        return Err(DecodeError::Unexpected(fetched));
+    }
+    let segment = match decoded.memory_segment() {
+        _ if decoded.op_kind(0) != OpKind::Register => Segment::Es,
+        Register::ES => Segment::Es,
+        Register::CS => Segment::Cs,
+        Register::SS => Segment::Ss,
+        Register::FS => Segment::Fs,
+        Register::GS => Segment::Gs,
+        _ => Segment::Ds,
+    };
+    Ok(StringOperand { address_size, segment })
+}

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::cpu::instr;
-use crate::decode::{self, CrAccess, Insn, Segment};
+use crate::decode::{self, CodeSize, CrAccess, Insn, Segment};
 use crate::svm::Features;
 use crate::svm::run::Run;
 use crate::svm::vcpu::VcpuState;
@@ -73,6 +73,7 @@ pub fn complete(run: &mut Run<'_>, exit: &mut Exit) {
     let assisted = run.ctx.features.has(Features::DECODE_ASSISTS);
     if exit.code == ExitCode::IOIO {
         exit.nrip = exit.info2;
+        port_access(run, exit, assisted);
     } else if exit.code.0 < 0x20 || exit.code == ExitCode::CR0_SEL_WRITE {
         control_register(run, exit, assisted);
     } else if let Some(insn) = instruction_of(exit) {
@@ -113,6 +114,30 @@ fn control_register(run: &mut Run<'_>, exit: &mut Exit, assisted: bool) {
     }
     if !assisted {
         exit.info1 = info1;
+    }
+}
+
+/// Address size and segment of INS and OUTS, which QEMU's emulation leaves out (APM vol. 2, "IN and OUT Behavior").
+fn port_access(run: &Run<'_>, exit: &mut Exit, assisted: bool) {
+    const IN: u64 = 1 << 0;
+    const STRING: u64 = 1 << 2;
+    const SIZES: u64 = 7 << 7;
+    const SEGMENT: u32 = 10;
+    if exit.info1 & STRING == 0 || exit.info1 & SIZES != 0 && assisted {
+        return;
+    }
+    let Ok(fetched) = run.fetch() else { return };
+    let size = VcpuState::code_size(run.state.cur());
+    let Ok(operand) = decode::string_operand(fetched.bytes(), size) else { return };
+    if exit.info1 & SIZES == 0 {
+        exit.info1 |= match operand.address_size {
+            CodeSize::Bits16 => 1 << 7,
+            CodeSize::Bits32 => 1 << 8,
+            CodeSize::Bits64 => 1 << 9,
+        };
+    }
+    if !assisted && exit.info1 & IN == 0 {
+        exit.info1 |= (operand.segment as u64) << SEGMENT;
     }
 }
 
