@@ -16,7 +16,7 @@ use hv_core::platform::PcpuId;
 use hv_core::sched::WhyPut;
 use hv_core::vcpu::{Pending, Vcpu};
 use vsvm::asid::AsidPool;
-use vsvm::layout::{Clean, Event, ExitCode, int_ctl};
+use vsvm::layout::{Clean, Event, ExitCode, Vmcb, int_ctl, reg};
 
 /// What a CPU's loop owns.
 #[derive(Debug)]
@@ -239,7 +239,9 @@ impl Run<'_> {
         }
         control.tlb_control = grant.tlb_control;
         let at = state.vmcb01.address();
+        let hidden = hide_long_mode(&mut state.vmcb01);
         entry::run(at, &mut state.gprs);
+        show_long_mode(&mut state.vmcb01, hidden);
         self.ctx.pool.entered();
         state.tag.entered();
         let control = &mut state.vmcb01.control;
@@ -278,5 +280,31 @@ impl Run<'_> {
             self.vcpu.bring_up();
         }
         WhyPut::Offline
+    }
+}
+
+/// QEMU's emulation loses its host's CR0 at a #VMEXIT from a guest that has EFER.LME without CR4.PAE and without
+/// paging: it takes the return for an illegal way into long mode. Such a guest runs without LME; whatever could
+/// make a difference (writes of CR4, accesses to EFER) exits. Whether that had to be done.
+#[inline]
+pub fn hide_long_mode(vmcb: &mut Vmcb) -> bool {
+    let save = &mut vmcb.save;
+    let fatal = super::is_emulated()
+        && save.efer & reg::EFER_LME != 0
+        && save.cr0 & reg::CR0_PG == 0
+        && save.cr4 & reg::CR4_PAE == 0;
+    if fatal {
+        save.efer &= !reg::EFER_LME;
+        vmcb.control.mark_dirty(Clean::CRX);
+    }
+    fatal
+}
+
+/// Takes [`hide_long_mode`] back, after the exit.
+#[inline]
+pub fn show_long_mode(vmcb: &mut Vmcb, hidden: bool) {
+    if hidden {
+        vmcb.save.efer |= reg::EFER_LME;
+        vmcb.control.mark_dirty(Clean::CRX);
     }
 }
