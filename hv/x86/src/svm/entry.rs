@@ -140,6 +140,14 @@ pub unsafe fn vmsave(vmcb: Hpa) {
     unsafe { asm!("vmsave rax", in("rax") vmcb.raw(), options(nostack, preserves_flags)) };
 }
 
+/// Makes the local APIC look again whether an interrupt waits. QEMU's emulation can forget one that arrives on another
+/// thread just as a guest is entered or left.
+#[inline]
+pub fn look_for_interrupts() {
+    // SAFETY: Testudo's own task priority is 0 always.
+    unsafe { asm!("mov cr8, {}", in(reg) 0u64, options(nomem, nostack, preserves_flags)) };
+}
+
 /// Drops the translations of one linear address of hardware ASID `asid`.
 pub fn invlpga(address: u64, asid: u32) {
     // SAFETY: dropping a translation is always allowed; SVME is set.

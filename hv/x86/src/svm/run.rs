@@ -90,6 +90,9 @@ pub fn run(
 impl Run<'_> {
     fn until_put(&mut self, slice_end: u64) -> WhyPut {
         loop {
+            if super::is_emulated() {
+                entry::look_for_interrupts();
+            }
             if let Some(why) = self.attend(slice_end) {
                 return why;
             }
