@@ -184,6 +184,11 @@ fn live_base(msr: u32) -> u64 {
 /// The bytes of the instruction that met a page fault go into vmcb02, where a processor with decode assists
 /// puts them; for any other exit there are none.
 pub fn instruction_bytes(run: &mut Run<'_>, wanted: bool) {
+    // Fetched only for an L1 that was promised them: it takes a walk through three translations.
+    let caps = run.vcpu.domain().arch.nested.as_ref().map(|n| n.caps);
+    if !caps.is_some_and(|caps| caps.has(vsvm::caps::Features::DECODE_ASSISTS)) {
+        return;
+    }
     if run.ctx.features.has(Features::DECODE_ASSISTS) {
         return;
     }

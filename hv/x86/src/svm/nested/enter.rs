@@ -101,7 +101,7 @@ fn ready(run: &mut Run<'_>) -> Tier1 {
 fn compose(run: &mut Run<'_>, slot: usize, dirty: vsvm::vmcb12::Dirty, resync: bool) {
     let hardware = vsvm::caps::Features::from_bits_retain(run.ctx.features.edx);
     let memory = &run.vcpu.domain().memory;
-    let generation = memory.tlb().generation();
+    let generation = memory.layout();
     let Some(nested) = run.state.nested.as_deref() else { return };
     let Some(c12) = nested.machine.slot(slot).c12.checked() else { return };
     let root = c12.np().then(|| run.root_of(c12));

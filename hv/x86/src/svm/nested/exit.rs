@@ -294,8 +294,8 @@ fn unintercepted_vmload(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
     let page = run.state.nested.as_deref_mut().filter(|_| legal).and_then(|n| n.pages.get(memory, gpa));
     let page_found = page.is_some();
     match page {
-        Some(page) if code == ExitCode::VMLOAD => switch::forward_vmload(&page),
-        Some(page) => switch::forward_vmsave(&page),
+        Some(page) if code == ExitCode::VMLOAD => switch::forward_vmload(page),
+        Some(page) => switch::forward_vmsave(page),
         None => run.state.inject_gp(),
     }
     if page_found {

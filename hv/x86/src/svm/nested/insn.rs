@@ -53,8 +53,8 @@ pub fn fast_l1(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
         insn::Insn::Vmload | insn::Insn::Vmsave => {
             let memory = &run.vcpu.domain().memory;
             match run.state.nested.as_deref_mut().and_then(|n| n.pages.get(memory, rax)) {
-                Some(page) if pure == insn::Insn::Vmload => switch::forward_vmload(&page),
-                Some(page) => switch::forward_vmsave(&page),
+                Some(page) if pure == insn::Insn::Vmload => switch::forward_vmload(page),
+                Some(page) => switch::forward_vmsave(page),
                 None => {
                     run.state.inject_gp();
                     return Tier1::Again;

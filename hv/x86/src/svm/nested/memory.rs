@@ -28,25 +28,30 @@ const CACHED: usize = 6;
 pub struct PageCache {
     entries: [Option<(u64, PinnedVmcb)>; CACHED],
     next: usize,
-    generation: u64,
+    layout: u64,
 }
 
 impl PageCache {
     /// The page at `gpa` of `memory`, pinned. `None`: no RAM there.
     #[inline]
-    pub fn get(&mut self, memory: &GuestRam, gpa: u64) -> Option<PinnedVmcb> {
-        let generation = memory.tlb().generation();
-        if self.generation != generation {
-            self.generation = generation;
+    pub fn get(&mut self, memory: &GuestRam, gpa: u64) -> Option<&PinnedVmcb> {
+        let layout = memory.layout();
+        if self.layout != layout {
+            self.layout = layout;
             self.entries = Default::default();
         }
-        if let Some((_, page)) = self.entries.iter().flatten().find(|(at, _)| *at == gpa) {
-            return Some(page.clone());
-        }
-        let page = PinnedVmcb(memory.pin(Gpa::new(gpa).frame()).ok()?);
-        self.entries[self.next % CACHED] = Some((gpa, page.clone()));
-        self.next = (self.next + 1) % CACHED;
-        Some(page)
+        let known = self.entries.iter().position(|e| matches!(e, Some((at, _)) if *at == gpa));
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let page = PinnedVmcb(memory.pin(Gpa::new(gpa).frame()).ok()?);
+                let index = self.next % CACHED;
+                self.entries[index] = Some((gpa, page));
+                self.next = (self.next + 1) % CACHED;
+                index
+            }
+        };
+        self.entries[index].as_ref().map(|(_, page)| page)
     }
 }
 

@@ -42,7 +42,7 @@ pub struct DomainNested {
 struct Slot {
     vmcb02: HardwarePage<Vmcb>,
     msrpm: HardwarePage<[u64; MSRPM_WORDS]>,
-    /// The page of vmcb12, and the table generation it was pinned under.
+    /// The page of vmcb12, and the layout it was pinned under.
     page: Option<(Page, u64)>,
     /// Pages of L1's MSR permission map, likewise.
     msrpm12: Option<(addr::Gpa, u64, [Option<Page>; 2])>,
@@ -95,7 +95,7 @@ impl Slot {
     /// RAM there.
     #[inline]
     fn pin(&mut self, memory: &GuestRam, gpa: addr::Gpa) -> Option<bool> {
-        let generation = memory.tlb().generation();
+        let generation = memory.layout();
         let old = match &self.page {
             Some((_, at)) if *at == generation => return Some(false),
             old => old.as_ref().map(|(page, _)| page.frame()),
@@ -222,6 +222,12 @@ impl Nested {
 
 /// What a domain's L1 is offered: what the processor has, and what software can give it.
 pub fn caps(hardware: Features, maxphyaddr: u8, cr4_allowed: u64, efer_allowed: u64, invpcid: bool) -> Caps {
-    let features = Features::offer(hardware, true) - Features::SVML;
+    // Not composed by this glue: the SVM key, and a TSC ratio of L2's own.
+    let none = Features::SVML | Features::TSC_RATE;
+    // Decode assists in software cost a fetch through three translations at each reflected fault, more than
+    // they save L1, which fetches through one: offered only where the processor has them.
+    let software =
+        if hardware.contains(Features::DECODE_ASSISTS) { none } else { none | Features::DECODE_ASSISTS };
+    let features = Features::offer(hardware, true) - software;
     Caps { features, asids: 64, maxphyaddr, cr4_allowed, efer_allowed, invpcid, rdpru: false }
 }
