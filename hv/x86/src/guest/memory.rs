@@ -249,19 +249,15 @@ impl GuestMemory for GuestRam {
     fn pin(&self, frame: Frame<GuestPhys>) -> Result<Page, GuestFault> {
         let fault = GuestFault { gpa: frame.start(), reason: FaultReason::NotMapped };
         loop {
+            let layout = self.layout();
             let hpa = self.translate_now(frame.start()).ok_or(fault)?.at(frame.start());
             // A page of ours that the guest maps has no claim of the owner's any more, but the mapping's pin.
-            if !frames().get_ref(hpa.frame(), self.owner) && !frames().dup_ref(hpa.frame()) {
-                // Gone between the look and the pin, or not the guest's to touch.
-                let again = self.translate_now(frame.start()).map(|m| m.at(frame.start()));
-                if again == Some(hpa) {
-                    return Err(fault);
-                }
-                continue;
-            }
-            let page = Page::adopt(hpa.frame());
-            if self.translate_now(frame.start()).map(|m| m.at(frame.start())) == Some(hpa) {
-                return Ok(page);
+            let pinned = frames().get_ref(hpa.frame(), self.owner) || frames().dup_ref(hpa.frame());
+            let page = pinned.then(|| Page::adopt(hpa.frame()));
+            // A frame is released only after the layout has moved: while it stands, this one was still what lies
+            // at the address when it was pinned.
+            if self.layout() == layout {
+                return page.ok_or(fault);
             }
         }
     }
