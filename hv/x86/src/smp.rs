@@ -29,7 +29,6 @@ core::arch::global_asm!(
     .section .rodata
     .global ap_trampoline
     .global ap_trampoline_end
-    .att_syntax
     .code16
 ap_trampoline:
     cli
@@ -45,8 +44,16 @@ ap_gdt_pointer:
     .short 31
     .long early_gdt
 ap_trampoline_end:
-    .intel_syntax noprefix
+    .code64
+    .text
+    "#,
+    options(att_syntax),
+);
 
+#[cfg(target_os = "none")]
+core::arch::global_asm!(
+    r#"
+    .global ap32
     .section .boot.text, "ax"
     .code32
 ap32:

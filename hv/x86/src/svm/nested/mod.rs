@@ -177,7 +177,7 @@ impl Nested {
         c12.is_some_and(|c12| c12.np())
     }
 
-    /// L0 raises `event` for L2. Whether L1 gets an exit of it ([`reflect_raised`]).
+    /// L0 raises `event` for L2. Whether L1 gets an exit of it is decided when the exit has been handled.
     pub fn raise(&mut self, event: Event) -> bool {
         let Some(active) = self.machine.active() else { return false };
         let intercept = Intercept::exception(event.vector());
