@@ -9,6 +9,7 @@ use addr::{
     FaultReason, Frame, Gpa, GuestFault, GuestMemory, GuestPhys, HostPhys, Hpa, PAGE_SIZE, PageSize, Range,
     page_chunks,
 };
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::memory::{FrameState, Kind, Owner, Zone};
@@ -69,9 +70,15 @@ pub struct GuestRam {
     pages: AtomicU64,
     top: AtomicU64,
     layout: AtomicU64,
+    /// Pages of ours that the guest maps above its RAM, wherever it likes: the end of the domain visits these and
+    /// not the space between.
+    high: Mutex<BTreeSet<u64>>,
     /// The composed tables of this domain's L2s, if it may have any.
     shadow: Option<ShadowCache<Npt>>,
 }
+
+/// Most entries of [`GuestRam::high`].
+const MOST_HIGH: usize = 4096;
 
 /// Why memory could not be given to a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +99,7 @@ impl GuestRam {
             pages: AtomicU64::new(0),
             top: AtomicU64::new(0),
             layout: AtomicU64::new(0),
+            high: Mutex::new(BTreeSet::new()),
             shadow: nested.map(|quota| ShadowCache::new(Npt::four_level(largest), quota)),
         })
     }
@@ -289,15 +297,34 @@ impl DomainMemory for GuestRam {
     }
 
     fn map_page(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
-        let old = self.translate_now(at.start()).map(|m| m.at(at.start()).frame());
+        let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
+        if at.number() > self.top.load(Relaxed) {
+            let mut high = self.high.lock();
+            if high.len() >= MOST_HIGH && !high.contains(&at.number()) {
+                return Err(MapError::NoMemory);
+            }
+            high.insert(at.number());
+        }
         // The mapping's own pin.
         core::mem::forget(page.clone());
-        let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
-        if self.map_frames(range, page.frame().start(), Perms::RW).is_err() {
+        // What was there is looked up under the same lock: two vCPUs must not both release it.
+        let old = self.change(|radix, tables| {
+            let old = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame());
+            match radix.map(
+                tables,
+                range,
+                page.frame().start(),
+                Perms::RW,
+                MemType::WriteBack,
+                PageSize::Size4K,
+            ) {
+                Ok(debt) => (Ok(old), debt),
+                Err(failed) => (Err(MapError::NoMemory), failed.debt),
+            }
+        });
+        let old = old.inspect_err(|_| {
             frames().put_ref(page.frame()).expect("the pin taken above");
-            return Err(MapError::NoMemory);
-        }
-        self.top.fetch_max(at.number(), Relaxed);
+        })?;
         self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
         self.zap(at);
         if let Some(old) = old {
@@ -307,12 +334,17 @@ impl DomainMemory for GuestRam {
     }
 
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError> {
-        let old = self.translate_now(at.start()).ok_or(MapError::BadFrame)?.at(at.start()).frame();
         let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
-        self.change(|radix, tables| match radix.unmap(tables, range) {
-            Ok(debt) => (Ok(()), debt),
-            Err(failed) => (Err(MapError::NoMemory), failed.debt),
+        let old = self.change(|radix, tables| {
+            let Some(old) = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame()) else {
+                return (Err(MapError::BadFrame), TlbDebt::none());
+            };
+            match radix.unmap(tables, range) {
+                Ok(debt) => (Ok(old), debt),
+                Err(failed) => (Err(MapError::NoMemory), failed.debt),
+            }
         })?;
+        self.high.lock().remove(&at.number());
         self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
         self.zap(at);
         self.release(old);
@@ -322,6 +354,10 @@ impl DomainMemory for GuestRam {
     fn populate(&self, at: Frame<GuestPhys>, order: u32) -> Result<(), MapError> {
         let bytes = PAGE_SIZE.checked_shl(order).filter(|b| *b <= 1 << 30).ok_or(MapError::BadFrame)?;
         let range = Range::new(at.start(), bytes).ok_or(MapError::BadFrame)?;
+        // Never above what the domain was built with: its end walks that range.
+        if range.end().raw() / PAGE_SIZE > self.top.load(Relaxed) + 1 {
+            return Err(MapError::BadFrame);
+        }
         let taken = |page: u64| self.translate_now(at.wrapping_add(page).start()).is_some();
         if (0..bytes / PAGE_SIZE).any(taken) {
             return Err(MapError::NotAllowed);
@@ -330,7 +366,8 @@ impl DomainMemory for GuestRam {
     }
 
     fn max_frame(&self) -> Frame<GuestPhys> {
-        Frame::new(self.top.load(Relaxed))
+        let high = self.high.lock().last().copied().unwrap_or(0);
+        Frame::new(self.top.load(Relaxed).max(high))
     }
 
     fn pages(&self) -> u64 {
@@ -359,6 +396,12 @@ impl Drop for GuestRam {
                     at += frames;
                 }
                 None => at += 1,
+            }
+        }
+        let high = core::mem::take(&mut *self.high.lock());
+        for frame in high.into_iter().filter(|frame| *frame >= end).map(Frame::<GuestPhys>::new) {
+            if let Some(mapping) = self.translate_now(frame.start()) {
+                self.release(mapping.at(frame.start()).frame());
             }
         }
         if let Some(radix) = self.radix.take() {
