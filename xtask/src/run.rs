@@ -217,6 +217,7 @@ impl RunOptions {
             console: self.console.clone().unwrap_or_default(),
             cmdline: self.l1_cmdline(),
             qemu: self.l2_qemu,
+            unpacked: false,
         });
         Ok(Scenario {
             name: "run".into(),

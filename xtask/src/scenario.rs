@@ -5,7 +5,9 @@ use crate::guests::initrd::{self, L1};
 use crate::guests::kernels::{self, Kernel};
 use crate::guests::programs::{self, Programs};
 use crate::image::{self, BootConfig, Domain};
+use crate::judge::{Agree, Numbers, Pace};
 use crate::layout::Layout;
+use crate::matrix::{self, Matrix};
 use crate::qemu::{Boot, Machine};
 use crate::run::BuildArgs;
 use crate::session::Expect;
@@ -22,8 +24,10 @@ use std::time::Duration;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scenario {
-    /// Its name, also of its files.
+    /// Its name, also of its files. A slash stands before each value that a matrix gave it.
     pub name: String,
+    /// Lists of values, of which each combination is a row of its own (`matrix::expand`).
+    pub matrix: Matrix,
     /// What it shows, for `--list`.
     pub about: String,
     /// Run only with `--full`.
@@ -42,6 +46,12 @@ pub struct Scenario {
     pub forbid: Vec<String>,
     /// Leave out these of what no run may say (a test of a guest's own panic).
     pub allow: Vec<String>,
+    /// Pairs: whenever the first is heard, the second is typed.
+    pub press: Vec<(String, String)>,
+    /// Numbers that must agree.
+    pub agree: Vec<Agree>,
+    /// Guests' clocks against ours.
+    pub pace: Vec<Pace>,
     /// Seconds.
     pub limit: u64,
     /// Seconds GRUB shows its menu.
@@ -52,6 +62,7 @@ impl Default for Scenario {
     fn default() -> Scenario {
         Scenario {
             name: String::new(),
+            matrix: Matrix::new(),
             about: String::new(),
             full: false,
             bare: false,
@@ -61,6 +72,9 @@ impl Default for Scenario {
             expect: Vec::new(),
             forbid: Vec::new(),
             allow: Vec::new(),
+            press: Vec::new(),
+            agree: Vec::new(),
+            pace: Vec::new(),
             limit: 120,
             menu: 0,
         }
@@ -87,8 +101,10 @@ pub struct DomainSpec {
     pub guest: String,
     /// Kernel of the domain: a Debian series or a path.
     pub kernel: String,
-    /// Kernel of its L2.
+    /// Kernels of its L2, separated by commas; the first is the default.
     pub l2_kernel: String,
+    /// Hand Testudo the kernel's ELF file instead of the compressed image, which it needs memory to unpack.
+    pub unpacked: bool,
     /// vCPUs.
     pub vcpus: u32,
     /// MiB.
@@ -110,6 +126,7 @@ impl Default for DomainSpec {
             guest: "linux".into(),
             kernel: "6.1".into(),
             l2_kernel: "6.1".into(),
+            unpacked: false,
             vcpus: 1,
             memory: 768,
             options: "nested=on".into(),
@@ -142,8 +159,9 @@ impl Scenario {
             scenario: Vec<Scenario>,
         }
         let table: Table = basic_toml::from_str(text)?;
-        for (index, scenario) in table.scenario.iter().enumerate() {
-            let again = table.scenario[..index].iter().any(|s| s.name == scenario.name);
+        let mut rows: Vec<Scenario> = Vec::new();
+        for (index, scenario) in table.scenario.into_iter().enumerate() {
+            let again = rows.iter().any(|s| s.name.split('/').next() == Some(&scenario.name));
             if scenario.name.is_empty() || scenario.domain.is_empty() && scenario.bare || again {
                 bail!(
                     "scenario {} ({:?}) has no name, no domain, or another's name",
@@ -151,9 +169,12 @@ impl Scenario {
                     scenario.name
                 );
             }
-            scenario.machine.check().with_context(|| scenario.name.clone())?;
+            for row in matrix::expand(scenario)? {
+                row.machine.check().with_context(|| row.name.clone())?;
+                rows.push(row);
+            }
         }
-        Ok(table.scenario)
+        Ok(rows)
     }
 
     /// What must and must not be heard.
@@ -167,6 +188,8 @@ impl Scenario {
             lines: lines.collect(),
             forbidden: general.chain(self.forbid.iter().cloned()).collect(),
             limit: Duration::from_secs(self.limit),
+            press: self.press.clone(),
+            numbers: Numbers { agree: self.agree.clone(), pace: self.pace.clone() },
         }
     }
 
@@ -188,7 +211,8 @@ impl Scenario {
         needs.toolchain = !self.bare || self.domain.iter().any(|d| d.guest == "svm-l1");
         for domain in self.domain.iter().filter(|d| d.guest == "linux") {
             needs.busybox = true;
-            for name in [&domain.kernel, &domain.l2_kernel].into_iter().filter(|n| !n.contains('/')) {
+            let names = domain.l2_kernels().chain([domain.kernel.as_str()]);
+            for name in names.filter(|n| !n.contains('/')) {
                 needs.kernels.push(kernels::by_version(name)?);
             }
         }
@@ -199,6 +223,17 @@ impl Scenario {
 
     /// Builds what this scenario needs and gives the machine that boots it. The ISO is `target/testudo/ISO`.
     pub fn prepare(&self, shop: &Workshop, iso: &str) -> Result<Prepared> {
+        let mut prepared = self.assemble(shop)?;
+        if let Some(hv) = &prepared.hv {
+            let iso = shop.layout.out(iso);
+            image::iso(shop.layout, &hv.image, &prepared.config, &iso, shop.build.policy())?;
+            prepared.machine.boot = Boot::Iso(iso);
+        }
+        Ok(prepared)
+    }
+
+    /// Builds what it needs, but no medium to boot from.
+    pub fn assemble(&self, shop: &Workshop) -> Result<Prepared> {
         let mut machine = self.machine.clone();
         machine.check()?;
         setup::preflight(shop.layout, &self.needs()?, shop.build.policy())?;
@@ -220,14 +255,16 @@ impl Scenario {
         });
         let config =
             BootConfig { options: self.options.clone(), domains: domains.collect(), menu: self.menu };
-        let iso = shop.layout.out(iso);
-        image::iso(shop.layout, &hv.image, &config, &iso, shop.build.policy())?;
-        machine.boot = Boot::Iso(iso);
         Ok(Prepared { machine, hv: Some(hv), config })
     }
 }
 
 impl DomainSpec {
+    /// The names of its L2's kernels.
+    fn l2_kernels(&self) -> impl Iterator<Item = &str> {
+        self.l2_kernel.split(',').map(str::trim).filter(|n| !n.is_empty())
+    }
+
     /// The kernel's command line.
     fn words(&self, bare: bool) -> String {
         if self.guest != "linux" {
@@ -292,7 +329,10 @@ impl<'a> Workshop<'a> {
 
     /// The files of a domain.
     pub fn guest(&self, domain: &DomainSpec) -> Result<GuestFiles> {
-        let key = format!("{} {} {} {}", domain.guest, domain.kernel, domain.l2_kernel, domain.qemu);
+        let key = format!(
+            "{} {} {} {} {}",
+            domain.guest, domain.kernel, domain.unpacked, domain.l2_kernel, domain.qemu
+        );
         let mut guests = self.guests.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(files) = guests.get(&key) {
             return Ok(files.clone());
@@ -311,7 +351,11 @@ impl<'a> Workshop<'a> {
 
     fn linux(&self, domain: &DomainSpec) -> Result<GuestFiles> {
         let policy = self.build.policy();
-        let (kernel, l2_kernel) = (self.kernel(&domain.kernel)?, self.kernel(&domain.l2_kernel)?);
+        let kernel = self.kernel(&domain.kernel)?;
+        let l2_kernels: Vec<(String, Kernel)> = domain
+            .l2_kernels()
+            .map(|name| Ok((short(name).to_string(), self.kernel(name)?)))
+            .collect::<Result<_>>()?;
         let busybox = kernels::busybox(self.layout, policy)?;
         let programs = self.programs()?;
         let extra = if domain.qemu { initrd::debian_qemu(self.layout, policy)? } else { Vec::new() };
@@ -319,13 +363,20 @@ impl<'a> Workshop<'a> {
             programs: &programs,
             busybox: &busybox,
             kernel: &kernel,
-            l2_kernel: &l2_kernel.image,
+            l2_kernels: &l2_kernels,
             extra: &extra,
         };
         let monitor = if domain.qemu { "-qemu" } else { "" };
-        let name = format!("initrd-l1-{}-l2-{}{monitor}", short(&domain.kernel), short(&domain.l2_kernel));
+        let l2_names: Vec<&str> = l2_kernels.iter().map(|(name, _)| name.as_str()).collect();
+        let name = format!("initrd-l1-{}-l2-{}{monitor}", short(&domain.kernel), l2_names.join("-"));
         let ramdisk = image.write(self.layout, &name)?;
-        Ok(GuestFiles { kernel: kernel.image, ramdisk: Some(ramdisk) })
+        let file = if domain.unpacked {
+            let name = format!("vmlinux-{}", short(&domain.kernel));
+            kernels::unpacked(self.layout, &kernel, &name)?
+        } else {
+            kernel.image
+        };
+        Ok(GuestFiles { kernel: file, ramdisk: Some(ramdisk) })
     }
 
     /// A kernel by Debian's series or by path.

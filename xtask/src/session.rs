@@ -1,5 +1,6 @@
 //! One run of a machine: its lines are watched until what is expected came, something forbidden came, the
 //! machine ended, or time ran out. QEMU's status says nothing: its own failures look like a guest's.
+use crate::judge::{Numbers, Samples};
 use crate::speech::{Line, matches};
 use anyhow::{Context, Result};
 use std::io::{Read, Write};
@@ -16,6 +17,10 @@ pub struct Expect {
     pub forbidden: Vec<String>,
     /// Time limit.
     pub limit: Duration,
+    /// What to type, whenever a line matches the pattern before it.
+    pub press: Vec<(String, String)>,
+    /// What is asked of the numbers in the lines.
+    pub numbers: Numbers,
 }
 
 /// How a run ended.
@@ -29,6 +34,8 @@ pub enum End {
     Ended(Vec<String>),
     /// Time ran out before these were said.
     Timeout(Vec<String>),
+    /// Everything came, but numbers in it are not as they should be.
+    Numbers(Vec<String>),
 }
 
 impl End {
@@ -45,6 +52,7 @@ impl End {
             End::Forbidden(line) => format!("the machine said: {line}"),
             End::Ended(lines) => format!("the machine ended without {}", missing(lines)),
             End::Timeout(lines) => format!("time ran out before {}", missing(lines)),
+            End::Numbers(problems) => problems.join("; "),
         }
     }
 }
@@ -64,30 +72,45 @@ impl Drop for Reaped {
 
 /// Runs `cmd` and gives each line with its time since the start to `on_line`.
 pub fn watch(cmd: &mut Command, expect: &Expect, mut on_line: impl FnMut(&Line, f64)) -> Result<End> {
-    cmd.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    cmd.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = cmd.spawn().with_context(|| format!("cannot start {}", cmd.get_program().display()))?;
     let mut child = Reaped(child);
+    let mut keyboard = child.0.stdin.take();
     let lines = lines_of(&mut child.0)?;
     let start = Instant::now();
     let mut deadline = start + expect.limit;
     let mut tally = Tally::new(expect);
+    let mut samples = Samples::new(&expect.numbers);
     let mut end = None;
+    let verdict = |end: Option<End>, samples: &Samples<'_>, missing: End| match end.unwrap_or(missing) {
+        End::Done => Some(samples.problems()).filter(|p| !p.is_empty()).map_or(End::Done, End::Numbers),
+        other => other,
+    };
     loop {
         let now = Instant::now();
         match lines.recv_timeout(deadline.saturating_duration_since(now)) {
             Ok(raw) => {
                 let line = Line::parse(&raw);
-                on_line(&line, start.elapsed().as_secs_f64());
+                let seconds = start.elapsed().as_secs_f64();
+                on_line(&line, seconds);
+                samples.hear(&line, seconds);
+                let full = line.full();
+                for (_, keys) in expect.press.iter().filter(|(pattern, _)| matches(pattern, &full)) {
+                    // A machine that has just ended reads nothing any more; its last lines are still coming.
+                    let _ = keyboard.as_mut().map(|k| k.write_all(keys.as_bytes()).and_then(|()| k.flush()));
+                }
                 if end.is_none() {
-                    end = tally.hear(&line.full());
+                    end = tally.hear(&full);
                     if end.is_some() {
                         deadline = deadline.min(Instant::now() + GRACE);
                     }
                 }
             }
-            Err(RecvTimeoutError::Timeout) => return Ok(end.unwrap_or_else(|| End::Timeout(tally.missing()))),
+            Err(RecvTimeoutError::Timeout) => {
+                return Ok(verdict(end, &samples, End::Timeout(tally.missing())));
+            }
             Err(RecvTimeoutError::Disconnected) => {
-                return Ok(end.unwrap_or_else(|| End::Ended(tally.missing())));
+                return Ok(verdict(end, &samples, End::Ended(tally.missing())));
             }
         }
     }
@@ -179,6 +202,7 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::Agree;
 
     fn run(script: &str, expect: &Expect) -> (End, Vec<String>) {
         let mut heard = Vec::new();
@@ -192,6 +216,7 @@ mod tests {
             lines: lines.iter().map(|(l, n)| (l.to_string(), *n)).collect(),
             forbidden: forbidden.iter().map(|f| f.to_string()).collect(),
             limit: Duration::from_millis(ms),
+            ..Expect::default()
         }
     }
 
@@ -203,6 +228,23 @@ mod tests {
         let (end, heard) = run("echo 'kernel panic here'; echo more; echo done ok; echo done ok", &wanted);
         assert_eq!(end, End::Forbidden("kernel panic here".into()));
         assert_eq!(heard.len(), 4, "what follows a panic is still shown");
+    }
+
+    #[test]
+    fn keys_are_typed_when_their_line_comes() {
+        let mut wanted = expect(&[("heard m", 1)], &[], 20_000);
+        wanted.press = vec![("ready".into(), "m\n".into())];
+        assert_eq!(run("echo ready; read key; echo heard $key", &wanted).0, End::Done);
+    }
+
+    #[test]
+    fn numbers_are_judged_when_all_was_said() {
+        let mut wanted = expect(&[("memory 2", 1)], &[], 20_000);
+        let line = "memory".to_string();
+        let agree = Agree { number: "memory ".into(), line, within: 0, skip: 0, least: 2 };
+        wanted.numbers.agree = vec![agree];
+        assert!(matches!(run("echo memory 1; echo memory 2", &wanted).0, End::Numbers(p) if p.len() == 1));
+        assert_eq!(run("echo memory 2; echo memory 2", &wanted).0, End::Done);
     }
 
     #[test]

@@ -14,7 +14,13 @@ pub struct Sanity {
     timer_irqs: u64,
     elapsed: Duration,
     wall: Duration,
+    silence: Duration,
+    busy: bool,
 }
+
+/// The longest that a busy CPU may be without a timer interrupt. Each takes one every few milliseconds; the emulator
+/// below may stop for a while, but a timer that is lost never comes again.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Nanoseconds of a clock, straight from the kernel or the vDSO: std hides backward steps of `Instant`.
 fn now(clock: libc::clockid_t) -> u64 {
@@ -34,12 +40,37 @@ fn timer_irqs() -> u64 {
     of_timers.flat_map(|l| l.split_whitespace().skip(1).map_while(|n| n.parse::<u64>().ok())).sum()
 }
 
-/// Watch for `duration` on `threads` threads, which hand the last value seen to one another.
-pub fn watch(duration: Duration, threads: usize) -> Sanity {
+/// Local timer interrupts of each CPU.
+fn local_timer_irqs() -> Vec<u64> {
+    let table = sys::line("/proc/interrupts");
+    let local = table.lines().find_map(|l| l.trim_start().strip_prefix("LOC:"));
+    local.map_or(Vec::new(), |l| l.split_whitespace().map_while(|n| n.parse().ok()).collect())
+}
+
+/// The longest time until `until` in which some CPU took no timer interrupt.
+fn longest_silence(until: Instant) -> Duration {
+    let mut last: Vec<_> = local_timer_irqs().into_iter().map(|n| (n, Instant::now())).collect();
+    let mut longest = Duration::ZERO;
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(250));
+        for (seen, count) in last.iter_mut().zip(local_timer_irqs()) {
+            longest = longest.max(seen.1.elapsed());
+            if count != seen.0 {
+                *seen = (count, Instant::now());
+            }
+        }
+    }
+    longest
+}
+
+/// Watch for `duration` on `threads` threads, which hand the last value seen to one another. `busy` says that other
+/// threads keep every CPU from idling.
+pub fn watch(duration: Duration, threads: usize, busy: bool) -> Sanity {
     let (last, samples, backwards, gap) =
         (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (irqs, wall, begin) = (timer_irqs(), now(libc::CLOCK_REALTIME), Instant::now());
-    std::thread::scope(|scope| {
+    let silence = std::thread::scope(|scope| {
+        let silence = busy.then(|| scope.spawn(move || longest_silence(begin + duration)));
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 let mut own = now(libc::CLOCK_MONOTONIC);
@@ -61,6 +92,8 @@ pub fn watch(duration: Duration, threads: usize) -> Sanity {
                 }
             });
         }
+        // A thread of ours that panicked has said so on the console.
+        silence.map_or(Duration::ZERO, |s| s.join().unwrap_or(Duration::MAX))
     });
     Sanity {
         samples: samples.into_inner(),
@@ -69,6 +102,8 @@ pub fn watch(duration: Duration, threads: usize) -> Sanity {
         timer_irqs: timer_irqs().saturating_sub(irqs),
         elapsed: begin.elapsed(),
         wall: Duration::from_nanos(now(libc::CLOCK_REALTIME).saturating_sub(wall)),
+        silence,
+        busy,
     }
 }
 
@@ -80,7 +115,7 @@ impl Sanity {
     pub fn report(&self, level: &str) -> sys::Verdict {
         let verdict = self.judge();
         println!(
-            "@testudo {level} clock {} samples={} backwards={} maxgap_us={} timer_irqs={} elapsed_ms={} wall_ms={}",
+            "@testudo {level} clock {} samples={} backwards={} maxgap_us={} timer_irqs={} elapsed_ms={} wall_ms={} silence_ms={}",
             if verdict.is_ok() { "ok" } else { "failed" },
             self.samples,
             self.backwards,
@@ -88,6 +123,7 @@ impl Sanity {
             self.timer_irqs,
             self.elapsed.as_millis(),
             self.wall.as_millis(),
+            self.silence.as_millis(),
         );
         verdict
     }
@@ -98,6 +134,9 @@ impl Sanity {
         }
         if self.timer_irqs == 0 {
             return Err("no timer interrupts".into());
+        }
+        if self.busy && self.silence > SILENCE {
+            return Err(format!("a busy CPU had no timer interrupt for {} ms", self.silence.as_millis()));
         }
         // Both clocks derive from one counter; more than 10 % apart means that one of them jumped.
         if self.elapsed.abs_diff(self.wall) > self.elapsed / 10 + Duration::from_millis(50) {

@@ -7,6 +7,8 @@ mod clock;
 mod l1;
 mod l2;
 mod load;
+mod monitors;
+mod net;
 mod sys;
 mod words;
 
@@ -18,7 +20,7 @@ fn main() {
     if words.has("testudo.l1") {
         let verdict = l1::run(&words);
         sys::report("l1", "done", &verdict);
-        sys::poweroff();
+        if words.get("testudo.end") == Some("reboot") { sys::reboot() } else { sys::poweroff() }
     }
     let verdict = l2::run(&words);
     sys::report("l2", "done", &verdict);

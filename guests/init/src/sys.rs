@@ -86,6 +86,68 @@ pub fn load_module(path: &str, params: &str) -> Verdict {
     }
 }
 
+/// Load `/modules/order` in order, each with its parameters, which commas separate. Modules for other machines may be
+/// in the list: only `kvm*` and `virtio*` decide.
+///
+/// # Errors
+/// The first that failed of those.
+pub fn load_modules<'a>(level: &str, params: impl Fn(&str) -> Option<&'a str>) -> Verdict {
+    let order = std::fs::read_to_string("/modules/order").map_err(|e| format!("/modules/order: {e}"))?;
+    let mut verdict = Ok(());
+    for name in order.split_whitespace().map(|n| n.trim_end_matches(".ko")) {
+        let params = params(name).unwrap_or_default().replace(',', " ");
+        let result = load_module(&format!("/modules/{name}.ko"), &params);
+        report(level, &format!("module {name}"), &result);
+        if name.starts_with("kvm") || name.starts_with("virtio") {
+            verdict = verdict.and(result.map_err(|why| format!("module {name} {why}")));
+        }
+    }
+    verdict
+}
+
+/// Unload module `name`.
+///
+/// # Errors
+/// The error number in words: it may be in use.
+pub fn unload_module(name: &str) -> Verdict {
+    let text = CString::new(name).map_err(|e| e.to_string())?;
+    // SAFETY: a string that ends in NUL and outlives the call.
+    match unsafe { libc::syscall(libc::SYS_delete_module, text.as_ptr(), libc::O_NONBLOCK) } {
+        0 => Ok(()),
+        _ => Err(format!("module {name} stays: {}", std::io::Error::last_os_error())),
+    }
+}
+
+/// What a healthy kernel does not write into its log: lost time, stuck processors, broken assumptions.
+const COMPLAINTS: [&str; 7] = [
+    "soft lockup",
+    "rcu: INFO",
+    "as unstable",
+    "blocked for more than",
+    "WARNING: CPU",
+    "unchecked MSR access",
+    "nobody cared",
+];
+
+/// Judge the kernel's log, of which the console shows errors alone.
+///
+/// # Errors
+/// The first complaint.
+pub fn complaints() -> Verdict {
+    const READ_ALL: libc::c_int = 3;
+    let mut log = vec![0u8; 1 << 20];
+    let room = log.len() as libc::c_int;
+    // SAFETY: the kernel writes at most `room` bytes to a buffer of that size.
+    let length = unsafe { libc::klogctl(READ_ALL, log.as_mut_ptr().cast(), room) };
+    log.truncate(usize::try_from(length).map_err(|_| "no kernel log")?);
+    complaint(&String::from_utf8_lossy(&log))
+}
+
+fn complaint(log: &str) -> Verdict {
+    let bad = |line: &&str| COMPLAINTS.iter().any(|c| line.contains(c));
+    log.lines().find(bad).map_or(Ok(()), |line| Err(format!("kernel log: {line}")))
+}
+
 /// A busybox shell on the console, until it ends.
 ///
 /// # Errors
@@ -131,4 +193,16 @@ fn end(how: libc::c_int) -> ! {
 /// Phase mark for traces of the hypervisor's exits (see `vmm`'s `mark`).
 pub fn mark(n: u32) {
     std::hint::black_box(std::arch::x86_64::__cpuid(0x4f4e_4d00 + (n & 0xff)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernels_complaint_is_found_in_its_log() {
+        assert!(complaint("<6>[    1.0] tsc: Refined TSC clocksource calibration\n<6>[ 2.0] x\n").is_ok());
+        let log = "<6>[    1.0] a\n<4>[  9.1] clocksource: Marking clocksource 'tsc' as unstable because\n";
+        assert!(complaint(log).is_err_and(|why| why.contains("as unstable")));
+    }
 }

@@ -25,6 +25,16 @@ impl Words {
         self.get(name).is_some()
     }
 
+    /// Takes a step `NAME+word=value+word=value` apart: its name, and these words with its own `testudo.word`s
+    /// in force.
+    pub fn step(&self, step: &str) -> (String, Words) {
+        let mut parts = step.split('+');
+        let name = parts.next().unwrap_or_default().to_string();
+        let own = parts.map(|word| word.split_once('=').unwrap_or((word, "")));
+        let own = own.map(|(name, value)| (format!("testudo.{name}"), value.to_string()));
+        (name, Words(self.0.iter().cloned().chain(own).collect()))
+    }
+
     /// The value of `name` as a number, or `default` if absent or malformed.
     pub fn number(&self, name: &str, default: u64) -> u64 {
         self.get(name).and_then(|v| v.parse().ok()).unwrap_or(default)
@@ -42,5 +52,17 @@ mod tests {
         assert_eq!((w.number("testudo.count", 1), w.number("testudo.repeat", 1)), (3, 1));
         assert!(w.has("quiet") && !w.has("qui"));
         assert_eq!(Words::from_cmdline("n=x").number("n", 5), 5);
+    }
+
+    #[test]
+    fn a_steps_own_words_are_for_that_step() {
+        let w = Words::from_cmdline("testudo.cpus=1 testudo.kernel=6.1");
+        let (name, own) = w.step("l2+cpus=2+l2=load:5");
+        assert_eq!(
+            (name.as_str(), own.number("testudo.cpus", 0), own.get("testudo.l2")),
+            ("l2", 2, Some("load:5"))
+        );
+        assert_eq!((own.get("testudo.kernel"), w.number("testudo.cpus", 0)), (Some("6.1"), 1));
+        assert_eq!(w.step("info").0, "info");
     }
 }

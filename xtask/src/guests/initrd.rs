@@ -13,6 +13,8 @@ use std::process::Command;
 
 /// The modules an L1 needs to be a hypervisor.
 const L1_MODULES: &[&str] = &["irqbypass", "kvm", "ccp", "kvm_amd"];
+/// The modules an L2 needs for the disk and the network of its QEMU.
+const L2_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net"];
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
@@ -29,10 +31,10 @@ fn base() -> Archive {
     archive
 }
 
-/// KVM's modules and the order to load them in.
-fn add_modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
+/// Modules, what they need, and the order to load them in.
+fn add_modules(archive: &mut Archive, kernel: &Kernel, wanted: &[&str]) -> Result<()> {
     let mut order = String::new();
-    for module in modules::collect(&kernel.modules, L1_MODULES)? {
+    for module in modules::collect(&kernel.modules, wanted)? {
         archive.file(&format!("modules/{}", module.file), 0o644, without_signature(&module.data));
         order += &format!("{}\n", module.file);
     }
@@ -40,10 +42,13 @@ fn add_modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// L2's image: `/init` alone.
-pub fn l2(programs: &Programs) -> Result<Vec<u8>> {
+/// L2's image.
+fn l2(programs: &Programs, busybox: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     let mut archive = base();
     archive.file("init", 0o755, &read(&programs.init)?);
+    archive.file("bin/busybox", 0o755, &read(busybox)?);
+    archive.link("bin/sh", "busybox");
+    add_modules(&mut archive, kernel, L2_MODULES)?;
     Ok(archive.finish())
 }
 
@@ -56,8 +61,8 @@ pub struct L1<'a> {
     pub busybox: &'a Path,
     /// The kernel L1 itself runs: its modules are packed.
     pub kernel: &'a Kernel,
-    /// The kernel of the L2.
-    pub l2_kernel: &'a Path,
+    /// The kernels of its L2, each with the name of its folder; the first is the default.
+    pub l2_kernels: &'a [(String, Kernel)],
     /// Files and links of a larger monitor, as (path in the image, file on this machine).
     pub extra: &'a [(String, PathBuf)],
 }
@@ -70,9 +75,15 @@ impl L1<'_> {
         archive.file("vmm", 0o755, &read(&self.programs.vmm)?);
         archive.file("bin/busybox", 0o755, &read(self.busybox)?);
         archive.link("bin/sh", "busybox");
-        add_modules(&mut archive, self.kernel)?;
-        archive.file("l2/kernel", 0o644, &read(self.l2_kernel)?);
-        archive.file("l2/initrd", 0o644, &l2(self.programs)?);
+        add_modules(&mut archive, self.kernel, L1_MODULES)?;
+        archive.dir("l2");
+        let mut order = String::new();
+        for (name, kernel) in self.l2_kernels {
+            archive.file(&format!("l2/{name}/kernel"), 0o644, &read(&kernel.image)?);
+            archive.file(&format!("l2/{name}/initrd"), 0o644, &l2(self.programs, self.busybox, kernel)?);
+            order += &format!("{name}\n");
+        }
+        archive.file("l2/order", 0o644, order.as_bytes());
         for (path, file) in self.extra {
             archive.file(path, 0o755, &read(file)?);
         }
@@ -118,7 +129,7 @@ impl L0<'_> {
         archive.file("init", 0o755, script.as_bytes());
         archive.file("bin/busybox", 0o755, &read(self.busybox)?);
         archive.file("vmm", 0o755, &read(&self.programs.vmm)?);
-        add_modules(&mut archive, self.kernel)?;
+        add_modules(&mut archive, self.kernel, L1_MODULES)?;
         archive.file("l1/kernel", 0o644, &read(self.l1_kernel)?);
         archive.file("l1/initrd", 0o644, &read(self.l1_initrd)?);
         let path = layout.out(name);

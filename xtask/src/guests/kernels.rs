@@ -86,6 +86,19 @@ fn image_package(apt: &Apt, meta: &str) -> Result<Package> {
     all.into_iter().find(|p| &p.name == name).context("the archive has no such package")
 }
 
+/// No kernel is larger than this.
+const MAX_ELF: usize = 512 << 20;
+
+/// The ELF file inside a kernel's image, as `target/testudo/NAME`.
+pub fn unpacked(layout: &Layout, kernel: &Kernel, name: &str) -> Result<PathBuf> {
+    let path = layout.out(name);
+    let file = std::fs::read(&kernel.image).with_context(|| kernel.image.display().to_string())?;
+    let elf = boot::bzimage::extract_elf(&file, MAX_ELF)
+        .map_err(|e| anyhow::anyhow!("cannot unpack {}: {e}", kernel.image.display()))?;
+    crate::build_hv::write_if_new(&path, &elf)?;
+    Ok(path)
+}
+
 fn find(root: &Root) -> Option<Kernel> {
     let boot = std::fs::read_dir(root.dir().join("boot")).ok()?;
     let image = boot.flatten().map(|f| f.path()).find(|p| p.to_string_lossy().contains("/vmlinuz-"))?;

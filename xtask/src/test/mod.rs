@@ -1,5 +1,6 @@
 //! `xtask test`: rows of checks on the host, then whole machines.
 mod host;
+mod memory;
 mod system;
 
 use crate::layout::Layout;
@@ -18,9 +19,15 @@ pub struct TestOptions {
     /// List the rows and end
     #[arg(long)]
     pub list: bool,
-    /// Also the long rows
+    /// Also the long rows; those that passed in an earlier such run of the same build are not run again
     #[arg(long)]
     pub full: bool,
+    /// With --full: forget what passed before
+    #[arg(long, requires = "full")]
+    pub restart: bool,
+    /// Give each machine so many times its time limit (on a busy computer)
+    #[arg(long, default_value_t = 1, value_name = "TIMES")]
+    pub patience: u32,
     /// Machines at a time
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub jobs: usize,
@@ -38,6 +45,8 @@ pub enum Verdict {
     Failed(String),
     /// It can't be run here: why.
     Skipped(String),
+    /// It passed in an earlier run of the same build.
+    Before,
 }
 
 /// One row of the summary.
@@ -55,6 +64,7 @@ impl Outcome {
             Verdict::Passed => (ui::paint("32", "ok     "), ""),
             Verdict::Failed(why) => (ui::paint("31", "FAILED "), why.as_str()),
             Verdict::Skipped(why) => (ui::paint("33", "skipped"), why.as_str()),
+            Verdict::Before => (ui::paint("32", "ok     "), "before (--restart runs it again)"),
         };
         println!("{mark} {:<28} {:>7.1} s  {why}", self.name, self.seconds);
         if matches!(self.verdict, Verdict::Failed(_)) {
@@ -80,8 +90,13 @@ fn summary(outcomes: &[Outcome]) -> String {
         0 => String::new(),
         n => format!(", {n} skipped"),
     };
-    let (passed, failed) = (count(|v| *v == Verdict::Passed), count(|v| matches!(v, Verdict::Failed(_))));
-    format!("{passed} passed, {failed} failed{skipped}")
+    let before = match count(|v| *v == Verdict::Before) {
+        0 => String::new(),
+        n => format!(" ({n} of them before)"),
+    };
+    let passed = count(|v| matches!(v, Verdict::Passed | Verdict::Before));
+    let failed = count(|v| matches!(v, Verdict::Failed(_)));
+    format!("{passed} passed{before}, {failed} failed{skipped}")
 }
 
 /// Whether a row is meant: by its whole name, or by a part of it if no row has just that name.
@@ -117,6 +132,7 @@ pub fn run(layout: &Layout, options: &TestOptions) -> Result<bool> {
         }
         return Ok(true);
     }
+    let begin = Instant::now();
     let mut outcomes = Vec::new();
     for check in checks {
         let start = Instant::now();
@@ -127,7 +143,8 @@ pub fn run(layout: &Layout, options: &TestOptions) -> Result<bool> {
         outcomes.push(outcome);
     }
     outcomes.extend(system::run(layout, options, &scenarios));
-    println!("\n{}", summary(&outcomes));
+    let minutes = begin.elapsed().as_secs_f64() / 60.0;
+    println!("\n{}, {minutes:.1} min", summary(&outcomes));
     Ok(!outcomes.iter().any(|o| matches!(o.verdict, Verdict::Failed(_))))
 }
 
@@ -158,5 +175,7 @@ mod tests {
         assert_eq!(summary(&all), "1 passed, 1 failed");
         all.push(outcome(Verdict::Skipped("z".into())));
         assert_eq!(summary(&all), "1 passed, 1 failed, 1 skipped");
+        all.push(outcome(Verdict::Before));
+        assert_eq!(summary(&all), "2 passed (1 of them before), 1 failed, 1 skipped");
     }
 }

@@ -1,4 +1,5 @@
 //! System tests: whole machines from the table in `tests/scenarios.toml`, two at a time.
+use super::memory::Memory;
 use super::{Outcome, TestOptions, Verdict, log_path};
 use crate::layout::Layout;
 use crate::qemu::{Accel, Boot};
@@ -28,6 +29,7 @@ pub fn run(layout: &Layout, options: &TestOptions, scenarios: &[Scenario]) -> Ve
         ui::step(&format!("{e:#}"));
     }
     let shop = Workshop::new(layout, options.build.clone());
+    let memory = options.full.then(|| Memory::load(layout, options.restart));
     let (next, outcomes) = (Mutex::new(0), Mutex::new(Vec::new()));
     let take = || {
         let mut next = next.lock().unwrap_or_else(|e| e.into_inner());
@@ -38,13 +40,7 @@ pub fn run(layout: &Layout, options: &TestOptions, scenarios: &[Scenario]) -> Ve
         for _ in 0..options.jobs.clamp(1, 16) {
             scope.spawn(|| {
                 while let Some(scenario) = take() {
-                    let start = Instant::now();
-                    let verdict = one(&shop, scenario);
-                    let outcome = Outcome {
-                        name: scenario.name.clone(),
-                        verdict,
-                        seconds: start.elapsed().as_secs_f64(),
-                    };
+                    let outcome = one(&shop, options, memory.as_ref(), scenario);
                     let mut all = outcomes.lock().unwrap_or_else(|e| e.into_inner());
                     outcome.report(layout);
                     all.push(outcome);
@@ -55,30 +51,55 @@ pub fn run(layout: &Layout, options: &TestOptions, scenarios: &[Scenario]) -> Ve
     outcomes.into_inner().unwrap_or_else(|e| e.into_inner())
 }
 
-fn one(shop: &Workshop, scenario: &Scenario) -> Verdict {
+fn one(shop: &Workshop, options: &TestOptions, memory: Option<&Memory>, scenario: &Scenario) -> Outcome {
+    let outcome = |verdict, seconds| Outcome { name: scenario.name.clone(), verdict, seconds };
     if scenario.machine.accel == Accel::Kvm && !Path::new("/dev/kvm").exists() {
-        return Verdict::Skipped("no /dev/kvm".into());
+        return outcome(Verdict::Skipped("no /dev/kvm".into()), 0.0);
     }
+    let start = Instant::now();
     let log = log_path(shop.layout, &scenario.name);
-    match boot(shop, scenario, &log) {
-        Ok(verdict) => verdict,
+    match boot(shop, options, memory, scenario, &log) {
+        Ok((Verdict::Before, seconds)) => outcome(Verdict::Before, seconds),
+        Ok((verdict, _)) => outcome(verdict, start.elapsed().as_secs_f64()),
         Err(e) => {
             let text = format!("{e:#}");
-            let _ = std::fs::create_dir_all(shop.layout.target("test-logs"));
+            let _ = log.parent().map(std::fs::create_dir_all);
             let _ = std::fs::write(&log, &text);
-            Verdict::Failed(text.lines().next().unwrap_or("").to_string())
+            let why = text.lines().next().unwrap_or("").to_string();
+            outcome(Verdict::Failed(why), start.elapsed().as_secs_f64())
         }
     }
 }
 
-fn boot(shop: &Workshop, scenario: &Scenario, path: &Path) -> Result<Verdict> {
-    let prepared = scenario.prepare(shop, &format!("test-{}.iso", scenario.name))?;
+/// The verdict, and how many seconds the machine ran, now or then.
+fn boot(
+    shop: &Workshop,
+    options: &TestOptions,
+    memory: Option<&Memory>,
+    scenario: &Scenario,
+    path: &Path,
+) -> Result<(Verdict, f64)> {
+    let print = match memory {
+        Some(memory) => memory.print(scenario, &scenario.assemble(shop)?)?,
+        None => 0,
+    };
+    if let Some(seconds) = memory.and_then(|m| m.passed(&scenario.name, print)) {
+        return Ok((Verdict::Before, seconds));
+    }
+    let prepared = scenario.prepare(shop, &format!("test-{}.iso", scenario.name.replace('/', "-")))?;
     let mut cmd = prepared.machine.command(shop.layout, shop.build.policy())?;
     let mut log = Log::create(path, false)?;
-    let end = watch(&mut cmd, &scenario.expectations(), |line, seconds| log.line(line, seconds))?;
+    let mut expect = scenario.expectations();
+    expect.limit *= options.patience.clamp(1, 100);
+    let start = Instant::now();
+    let end = watch(&mut cmd, &expect, |line, seconds| log.line(line, seconds))?;
+    let seconds = start.elapsed().as_secs_f64();
     if let Boot::Iso(iso) = &prepared.machine.boot {
         // A hundred megabytes that the scenario's row makes again in a second.
         let _ = std::fs::remove_file(iso);
     }
-    Ok(if end.ok() { Verdict::Passed } else { Verdict::Failed(end.describe()) })
+    if let Some(memory) = memory {
+        memory.note(&scenario.name, print, end.ok().then_some(seconds))?;
+    }
+    Ok((if end.ok() { Verdict::Passed } else { Verdict::Failed(end.describe()) }, seconds))
 }
