@@ -144,7 +144,8 @@ pub fn complaints() -> Verdict {
 }
 
 fn complaint(log: &str) -> Verdict {
-    let bad = |line: &&str| COMPLAINTS.iter().any(|c| line.contains(c));
+    // The early calibration of the TSC is a guess, which an emulator that pauses makes worse.
+    let bad = |line: &&str| COMPLAINTS.iter().any(|c| line.contains(c)) && !line.contains("'tsc-early'");
     log.lines().find(bad).map_or(Ok(()), |line| Err(format!("kernel log: {line}")))
 }
 
