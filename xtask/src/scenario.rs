@@ -103,7 +103,8 @@ pub struct DomainSpec {
     pub kernel: String,
     /// Kernels of its L2, separated by commas; the first is the default.
     pub l2_kernel: String,
-    /// Hand Testudo the kernel's ELF file instead of the compressed image, which it needs memory to unpack.
+    /// Give domain and L2 their kernels' ELF files instead of the compressed images: Testudo needs memory to unpack
+    /// those, and L2 a third of its time to start.
     pub unpacked: bool,
     /// vCPUs.
     pub vcpus: u32,
@@ -351,10 +352,10 @@ impl<'a> Workshop<'a> {
 
     fn linux(&self, domain: &DomainSpec) -> Result<GuestFiles> {
         let policy = self.build.policy();
-        let kernel = self.kernel(&domain.kernel)?;
+        let kernel = self.form(domain, &domain.kernel)?;
         let l2_kernels: Vec<(String, Kernel)> = domain
             .l2_kernels()
-            .map(|name| Ok((short(name).to_string(), self.kernel(name)?)))
+            .map(|name| Ok((short(name).to_string(), self.form(domain, name)?)))
             .collect::<Result<_>>()?;
         let busybox = kernels::busybox(self.layout, policy)?;
         let programs = self.programs()?;
@@ -368,15 +369,20 @@ impl<'a> Workshop<'a> {
         };
         let monitor = if domain.qemu { "-qemu" } else { "" };
         let l2_names: Vec<&str> = l2_kernels.iter().map(|(name, _)| name.as_str()).collect();
-        let name = format!("initrd-l1-{}-l2-{}{monitor}", short(&domain.kernel), l2_names.join("-"));
+        let form = if domain.unpacked { "-elf" } else { "" };
+        let name = format!("initrd-l1-{}-l2-{}{form}{monitor}", short(&domain.kernel), l2_names.join("-"));
         let ramdisk = image.write(self.layout, &name)?;
-        let file = if domain.unpacked {
-            let name = format!("vmlinux-{}", short(&domain.kernel));
-            kernels::unpacked(self.layout, &kernel, &name)?
-        } else {
-            kernel.image
-        };
-        Ok(GuestFiles { kernel: file, ramdisk: Some(ramdisk) })
+        Ok(GuestFiles { kernel: kernel.image, ramdisk: Some(ramdisk) })
+    }
+
+    /// A kernel in the form in which the domain wants it.
+    fn form(&self, domain: &DomainSpec, name: &str) -> Result<Kernel> {
+        let kernel = self.kernel(name)?;
+        if !domain.unpacked {
+            return Ok(kernel);
+        }
+        let image = kernels::unpacked(self.layout, &kernel, &format!("vmlinux-{}", short(name)))?;
+        Ok(Kernel { image, ..kernel })
     }
 
     /// A kernel by Debian's series or by path.
