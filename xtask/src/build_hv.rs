@@ -91,7 +91,7 @@ fn build_id(layout: &Layout) -> String {
     let git = |args: &[&str]| proc::output(Command::new("git").args(args).current_dir(layout.root())).ok();
     let version = env!("CARGO_PKG_VERSION");
     let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return version.to_string() };
-    let sources = ["hv", "stage2", "vsvm", "boot", "Cargo.toml", "Cargo.lock"];
+    let sources = ["hv", "stage2", "vsvm", "vvmx", "boot", "Cargo.toml", "Cargo.lock"];
     let dirty = git(&[["status", "--porcelain", "--"].as_slice(), &sources].concat())
         .is_some_and(|s| !s.trim().is_empty());
     format!("{version}-{}{}", commit.trim(), if dirty { "+" } else { "" })

@@ -127,6 +127,8 @@ mod tests {
     #[test]
     fn arrows_run_one_way() {
         assert!(judge("vsvm", &uses(&["addr", "stage2", "bitflags"])).is_empty());
+        assert!(judge("vvmx", &uses(&["addr", "stage2"])).is_empty());
+        assert_eq!(judge("vvmx", &uses(&["vsvm"])).len(), 1);
         assert_eq!(judge("hv-core", &uses(&["vsvm"])).len(), 1);
         assert_eq!(judge("stage2", &uses(&["hv-core"])).len(), 1);
         assert_eq!(judge("vsvm", &uses(&["x86"])).len(), 1);
