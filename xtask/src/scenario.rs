@@ -242,8 +242,11 @@ impl Scenario {
         if self.bare {
             let (domain, files) =
                 self.domain.iter().zip(files).next().context("a bare machine needs a guest")?;
-            machine.boot =
-                Boot::Kernel { image: files.kernel, initrd: files.ramdisk, cmdline: domain.words(true) };
+            machine.boot = Boot::Kernel {
+                image: files.kernel,
+                initrd: files.ramdisk,
+                cmdline: domain.words(true, shop.patience),
+            };
             return Ok(Prepared { machine, hv: None, config: BootConfig::default() });
         }
         let hv = shop.hv()?;
@@ -252,7 +255,7 @@ impl Scenario {
             kernel: files.kernel,
             ramdisk: files.ramdisk,
             options: format!("vcpus={} memory={}M {}", domain.vcpus, domain.memory, domain.options),
-            cmdline: domain.words(false),
+            cmdline: domain.words(false, shop.patience),
         });
         let config =
             BootConfig { options: self.options.clone(), domains: domains.collect(), menu: self.menu };
@@ -266,8 +269,8 @@ impl DomainSpec {
         self.l2_kernel.split(',').map(str::trim).filter(|n| !n.is_empty())
     }
 
-    /// The kernel's command line.
-    fn words(&self, bare: bool) -> String {
+    /// The kernel's command line. With more patience than usual, Linux and our `/init` have it, too.
+    fn words(&self, bare: bool, patience: u32) -> String {
         if self.guest != "linux" {
             return self.cmdline.clone();
         }
@@ -276,7 +279,16 @@ impl DomainSpec {
             ("", false) => "hvc0",
             (console, _) => console,
         };
-        format!("console={console} panic=-1 nokaslr {}", self.cmdline)
+        let patient = if patience > 1 {
+            // Linux' limits: Documentation/admin-guide/kernel-parameters.
+            let (lockup, stall) = ((10 * patience).min(60), (21 * patience).min(300));
+            format!(
+                " watchdog_thresh={lockup} rcupdate.rcu_cpu_stall_timeout={stall} testudo.patience={patience}"
+            )
+        } else {
+            String::new()
+        };
+        format!("console={console} panic=-1 nokaslr {}{patient}", self.cmdline)
     }
 }
 
@@ -307,6 +319,8 @@ pub struct Workshop<'a> {
     pub layout: &'a Layout,
     /// How it is built.
     pub build: BuildArgs,
+    /// So many times as long as usual may everything take.
+    pub patience: u32,
     hv: Mutex<Option<Hv>>,
     programs: Mutex<Option<Programs>>,
     guests: Mutex<BTreeMap<String, GuestFiles>>,
@@ -315,7 +329,14 @@ pub struct Workshop<'a> {
 impl<'a> Workshop<'a> {
     /// A workshop in which nothing is built yet.
     pub fn new(layout: &'a Layout, build: BuildArgs) -> Workshop<'a> {
-        Workshop { layout, build, hv: Mutex::default(), programs: Mutex::default(), guests: Mutex::default() }
+        Workshop {
+            layout,
+            build,
+            patience: 1,
+            hv: Mutex::default(),
+            programs: Mutex::default(),
+            guests: Mutex::default(),
+        }
     }
 
     /// The hypervisor.

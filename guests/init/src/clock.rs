@@ -15,7 +15,7 @@ pub struct Sanity {
     elapsed: Duration,
     wall: Duration,
     silence: Duration,
-    busy: bool,
+    busy: Option<u32>,
 }
 
 /// The longest that a busy CPU may be without a timer interrupt. Each takes one every few milliseconds; the emulator
@@ -64,13 +64,13 @@ fn longest_silence(until: Instant) -> Duration {
 }
 
 /// Watch for `duration` on `threads` threads, which hand the last value seen to one another. `busy` says that other
-/// threads keep every CPU from idling.
-pub fn watch(duration: Duration, threads: usize, busy: bool) -> Sanity {
+/// threads keep every CPU from idling, and how patient to be with its interrupts.
+pub fn watch(duration: Duration, threads: usize, busy: Option<u32>) -> Sanity {
     let (last, samples, backwards, gap) =
         (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (irqs, wall, begin) = (timer_irqs(), now(libc::CLOCK_REALTIME), Instant::now());
     let silence = std::thread::scope(|scope| {
-        let silence = busy.then(|| scope.spawn(move || longest_silence(begin + duration)));
+        let silence = busy.map(|_| scope.spawn(move || longest_silence(begin + duration)));
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 let mut own = now(libc::CLOCK_MONOTONIC);
@@ -135,7 +135,7 @@ impl Sanity {
         if self.timer_irqs == 0 {
             return Err("no timer interrupts".into());
         }
-        if self.busy && self.silence > SILENCE {
+        if self.busy.is_some_and(|patience| self.silence > SILENCE * patience) {
             return Err(format!("a busy CPU had no timer interrupt for {} ms", self.silence.as_millis()));
         }
         // Both clocks derive from one counter; more than 10 % apart means that one of them jumped.

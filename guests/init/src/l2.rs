@@ -24,11 +24,11 @@ pub fn run(words: &Words) -> sys::Verdict {
     let mode = words.get("testudo.l2").unwrap_or("hello");
     let verdict = match mode.split_once(':').unwrap_or((mode, "")) {
         ("hello" | "reboot", _) => {
-            let clock = clock::watch(WATCH, cpus, false).report("l2");
+            let clock = clock::watch(WATCH, cpus, None).report("l2");
             let devices = if devices { load::run(WATCH, "l2").and(network(ECHO)) } else { Ok(()) };
             clock.and(devices)
         }
-        ("load", seconds) => loaded(Duration::from_secs(seconds.parse().unwrap_or(10)), cpus, devices),
+        ("load", seconds) => loaded(words, Duration::from_secs(seconds.parse().unwrap_or(10))),
         ("shell", _) => sys::shell(),
         _ => Err(format!("unknown mode {mode}")),
     };
@@ -36,10 +36,12 @@ pub fn run(words: &Words) -> sys::Verdict {
 }
 
 /// Load of every kind there is, with the clock watched beside it.
-fn loaded(duration: Duration, cpus: usize, devices: bool) -> sys::Verdict {
+fn loaded(words: &Words, duration: Duration) -> sys::Verdict {
+    let (cpus, devices) = (sys::cpus(), words.has("testudo.devices"));
+    let patience = u32::try_from(words.number("testudo.patience", 1)).unwrap_or(1);
     std::thread::scope(|scope| {
         println!("@testudo l2 load start");
-        let watch = scope.spawn(|| clock::watch(duration, cpus, true).report("l2"));
+        let watch = scope.spawn(|| clock::watch(duration, cpus, Some(patience)).report("l2"));
         let traffic = scope.spawn(|| if devices { network(duration) } else { Ok(()) });
         let loaded = load::run(duration, "l2");
         let clock = watch.join().map_err(|_| "clock watch died")?;

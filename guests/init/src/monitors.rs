@@ -84,12 +84,19 @@ impl Guest<'_> {
     }
 
     fn timeout(&self) -> u64 {
-        self.words.number("testudo.timeout", 300)
+        self.words.number("testudo.timeout", 300).saturating_mul(self.words.number("testudo.patience", 1))
     }
 
     fn cmdline(&self) -> String {
         let extra = self.words.get("testudo.l2args").unwrap_or_default().replace(',', " ");
-        format!("console=ttyS0 panic=-1 testudo.l2={} {extra}", self.mode())
+        let mut line = format!("console=ttyS0 panic=-1 testudo.l2={} {extra}", self.mode());
+        // What has limits of its own in L1 has the same ones in L2.
+        for name in ["watchdog_thresh", "rcupdate.rcu_cpu_stall_timeout", "testudo.patience"] {
+            if let Some(value) = self.words.get(name) {
+                line += &format!(" {name}={value}");
+            }
+        }
+        line
     }
 
     fn by_vmm(&self, files: &str) -> sys::Verdict {

@@ -25,7 +25,7 @@ pub struct TestOptions {
     /// With --full: forget what passed before
     #[arg(long, requires = "full")]
     pub restart: bool,
-    /// Give each machine so many times its time limit (on a busy computer)
+    /// Give each machine, and the watchdogs of the kernels in it, so many times their limits (on a busy computer)
     #[arg(long, default_value_t = 1, value_name = "TIMES")]
     pub patience: u32,
     /// Machines at a time

@@ -28,7 +28,8 @@ pub fn run(layout: &Layout, options: &TestOptions, scenarios: &[Scenario]) -> Ve
     if let Err(e) = setup::require(layout, &tools::QEMU, options.build.policy()) {
         ui::step(&format!("{e:#}"));
     }
-    let shop = Workshop::new(layout, options.build.clone());
+    let mut shop = Workshop::new(layout, options.build.clone());
+    shop.patience = options.patience.clamp(1, 100);
     let memory = options.full.then(|| Memory::load(layout, options.restart));
     let (next, outcomes) = (Mutex::new(0), Mutex::new(Vec::new()));
     let take = || {
@@ -40,7 +41,7 @@ pub fn run(layout: &Layout, options: &TestOptions, scenarios: &[Scenario]) -> Ve
         for _ in 0..options.jobs.clamp(1, 16) {
             scope.spawn(|| {
                 while let Some(scenario) = take() {
-                    let outcome = one(&shop, options, memory.as_ref(), scenario);
+                    let outcome = one(&shop, memory.as_ref(), scenario);
                     let mut all = outcomes.lock().unwrap_or_else(|e| e.into_inner());
                     outcome.report(layout);
                     all.push(outcome);
@@ -51,14 +52,14 @@ pub fn run(layout: &Layout, options: &TestOptions, scenarios: &[Scenario]) -> Ve
     outcomes.into_inner().unwrap_or_else(|e| e.into_inner())
 }
 
-fn one(shop: &Workshop, options: &TestOptions, memory: Option<&Memory>, scenario: &Scenario) -> Outcome {
+fn one(shop: &Workshop, memory: Option<&Memory>, scenario: &Scenario) -> Outcome {
     let outcome = |verdict, seconds| Outcome { name: scenario.name.clone(), verdict, seconds };
     if scenario.machine.accel == Accel::Kvm && !Path::new("/dev/kvm").exists() {
         return outcome(Verdict::Skipped("no /dev/kvm".into()), 0.0);
     }
     let start = Instant::now();
     let log = log_path(shop.layout, &scenario.name);
-    match boot(shop, options, memory, scenario, &log) {
+    match boot(shop, memory, scenario, &log) {
         Ok((Verdict::Before, seconds)) => outcome(Verdict::Before, seconds),
         Ok((verdict, _)) => outcome(verdict, start.elapsed().as_secs_f64()),
         Err(e) => {
@@ -74,7 +75,6 @@ fn one(shop: &Workshop, options: &TestOptions, memory: Option<&Memory>, scenario
 /// The verdict, and how many seconds the machine ran, now or then.
 fn boot(
     shop: &Workshop,
-    options: &TestOptions,
     memory: Option<&Memory>,
     scenario: &Scenario,
     path: &Path,
@@ -90,7 +90,11 @@ fn boot(
     let mut cmd = prepared.machine.command(shop.layout, shop.build.policy())?;
     let mut log = Log::create(path, false)?;
     let mut expect = scenario.expectations();
-    expect.limit *= options.patience.clamp(1, 100);
+    expect.limit *= shop.patience;
+    for pace in &mut expect.numbers.pace {
+        // Lines arrive later, too.
+        pace.within_ms *= u64::from(shop.patience);
+    }
     let start = Instant::now();
     let end = watch(&mut cmd, &expect, |line, seconds| log.line(line, seconds))?;
     let seconds = start.elapsed().as_secs_f64();
