@@ -140,8 +140,10 @@ pub unsafe fn vmsave(vmcb: Hpa) {
     unsafe { asm!("vmsave rax", in("rax") vmcb.raw(), options(nostack, preserves_flags)) };
 }
 
-/// Makes the local APIC look again whether an interrupt waits. QEMU's emulation can forget one that arrives on another
-/// thread just as a guest is entered or left.
+/// Makes the local APIC look again whether an interrupt waits.
+///
+/// QEMU's VMRUN with V_IRQ notes the virtual interrupt in a word that other threads set bits of, without their
+/// lock: the interrupt that one of them announces in that moment stays in the IRR and is never taken.
 #[inline]
 pub fn look_for_interrupts() {
     // SAFETY: Testudo's own task priority is 0 always.

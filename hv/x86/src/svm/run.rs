@@ -6,7 +6,9 @@
 //! interrupts are on, and other CPUs may be waited for.
 
 use crate::cpu::percpu::{self, PerCpu};
+use crate::decode::Gprs;
 use crate::guest::arch::{X86, machine};
+use crate::mm::own::HardwarePage;
 use crate::svm::vcpu::VcpuState;
 use crate::svm::{Features, entry, exit, nested};
 use addr::Hpa;
@@ -90,9 +92,6 @@ pub fn run(
 impl Run<'_> {
     fn until_put(&mut self, slice_end: u64) -> WhyPut {
         loop {
-            if super::is_emulated() {
-                entry::look_for_interrupts();
-            }
             if let Some(why) = self.attend(slice_end) {
                 return why;
             }
@@ -241,10 +240,7 @@ impl Run<'_> {
             control.mark_dirty(Clean::ASID);
         }
         control.tlb_control = grant.tlb_control;
-        let at = state.vmcb01.address();
-        let hidden = hide_long_mode(&mut state.vmcb01);
-        entry::run(at, &mut state.gprs);
-        show_long_mode(&mut state.vmcb01, hidden);
+        world_switch(&mut state.vmcb01, &mut state.gprs);
         self.ctx.pool.entered();
         state.tag.entered();
         let control = &mut state.vmcb01.control;
@@ -286,28 +282,35 @@ impl Run<'_> {
     }
 }
 
+/// Runs the guest of `vmcb` until it exits, with what QEMU's emulation needs around it. GIF=0.
+#[inline(always)]
+pub fn world_switch(vmcb: &mut HardwarePage<Vmcb>, gprs: &mut Gprs) {
+    let at = vmcb.address();
+    if !super::is_emulated() {
+        return entry::run(at, gprs);
+    }
+    let hidden = hide_long_mode(vmcb);
+    let virtual_irq = vmcb.control.int_ctl & int_ctl::V_IRQ != 0;
+    entry::run(at, gprs);
+    if virtual_irq {
+        entry::look_for_interrupts();
+    }
+    if hidden {
+        vmcb.save.efer |= reg::EFER_LME;
+        vmcb.control.mark_dirty(Clean::CRX);
+    }
+}
+
 /// QEMU's emulation loses its host's CR0 at a #VMEXIT from a guest that has EFER.LME without CR4.PAE and without
 /// paging: it takes the return for an illegal way into long mode. Such a guest runs without LME; whatever could
 /// make a difference (writes of CR4, accesses to EFER) exits. Whether that had to be done.
 #[inline]
-pub fn hide_long_mode(vmcb: &mut Vmcb) -> bool {
+fn hide_long_mode(vmcb: &mut Vmcb) -> bool {
     let save = &mut vmcb.save;
-    let fatal = super::is_emulated()
-        && save.efer & reg::EFER_LME != 0
-        && save.cr0 & reg::CR0_PG == 0
-        && save.cr4 & reg::CR4_PAE == 0;
+    let fatal = save.efer & reg::EFER_LME != 0 && save.cr0 & reg::CR0_PG == 0 && save.cr4 & reg::CR4_PAE == 0;
     if fatal {
         save.efer &= !reg::EFER_LME;
         vmcb.control.mark_dirty(Clean::CRX);
     }
     fatal
-}
-
-/// Takes [`hide_long_mode`] back, after the exit.
-#[inline]
-pub fn show_long_mode(vmcb: &mut Vmcb, hidden: bool) {
-    if hidden {
-        vmcb.save.efer |= reg::EFER_LME;
-        vmcb.control.mark_dirty(Clean::CRX);
-    }
 }

@@ -6,8 +6,8 @@ use crate::apic;
 use crate::guest::arch;
 use crate::guest::page::Page;
 use crate::svm::exit::Tier1;
-use crate::svm::run::{Run, hide_long_mode, show_long_mode};
-use crate::svm::{entry, maps};
+use crate::svm::maps;
+use crate::svm::run::{Run, world_switch};
 use crate::trap::vector;
 use addr::{Gpa, GuestMemory, Hpa};
 use core::sync::atomic::Ordering;
@@ -325,12 +325,9 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
         // Held by GIF=0 until the entry, which it ends at once.
         apic::send_ipi(run.ctx.cpu.apic_id.load(Ordering::Relaxed), vector::KICK);
     }
-    let at = own.vmcb02.address();
-    let hidden = hide_long_mode(&mut own.vmcb02);
-    entry::run(at, &mut run.state.gprs);
+    world_switch(&mut own.vmcb02, &mut run.state.gprs);
     run.ctx.pool.entered();
     let Some(nested) = run.state.nested.as_deref_mut() else { return ExitCode::INVALID };
-    show_long_mode(&mut nested.slots[slot].vmcb02, hidden);
     nested.asids.tag(nested.tag).entered();
     nested.machine.has_run();
     let shares_tpr = nested.machine.slot(slot).c12.checked().is_some_and(|c12| !c12.intr_masking());
