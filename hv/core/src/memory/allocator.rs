@@ -218,29 +218,20 @@ impl<'t> FrameAllocator<'t> {
     /// pins.
     #[must_use]
     pub fn get_ref(&self, frame: Frame<HostPhys>, owner: Owner) -> bool {
-        self.update(frame, |word| match word {
-            Word::Owned { owner: is, kind, held: true, pins } if is == owner && kind.guest_visible() => {
-                Some(Word::Owned { owner, kind, held: true, pins: pins.checked_add(1)? })
-            }
-            _ => None,
-        })
-        .is_ok()
+        self.known(frame).is_some_and(|entry| entry.pin(owner))
     }
 
     /// Takes one more pin of a frame on which the caller already has one, released by its owner or not.
     #[must_use]
     pub fn dup_ref(&self, frame: Frame<HostPhys>) -> bool {
-        self.update(frame, |word| match word {
-            Word::Owned { owner, kind, held, pins: pins @ 1.. } => {
-                Some(Word::Owned { owner, kind, held, pins: pins.checked_add(1)? })
-            }
-            _ => None,
-        })
-        .is_ok()
+        self.known(frame).is_some_and(FrameEntry::pin_again)
     }
 
     /// Drops a pin. The last pin of a released frame frees it.
     pub fn put_ref(&self, frame: Frame<HostPhys>) -> Result<Released, FrameBug> {
+        if self.known(frame).is_some_and(FrameEntry::unpin) {
+            return Ok(Released::StillHeld);
+        }
         let old = self.update(frame, |word| match word {
             Word::Owned { held: false, pins: 1, .. } => Some(Word::Busy),
             Word::Owned { owner, kind, held, pins: pins @ 1.. } => {
@@ -381,11 +372,15 @@ impl<'t> FrameAllocator<'t> {
         Some(self.table.get(usize::try_from(at).ok()?)?.get())
     }
 
+    #[inline]
+    fn known(&self, frame: Frame<HostPhys>) -> Option<&FrameEntry> {
+        self.table.get(usize::try_from(frame.number()).ok()?)
+    }
+
     /// Changes an entry by `f` until no other CPU interferes. `Ok` holds the old word; `Err` holds the
     /// word that `f` refused, or nothing where there is no such frame.
     fn update(&self, frame: Frame<HostPhys>, f: impl Fn(Word) -> Option<Word>) -> Result<Word, Option<Word>> {
-        let at = usize::try_from(frame.number()).map_err(|_| None)?;
-        let entry = self.table.get(at).ok_or(None)?;
+        let entry = self.known(frame).ok_or(None)?;
         let mut old = entry.get();
         loop {
             match entry.replace(old, f(old).ok_or(Some(old))?) {

@@ -124,7 +124,13 @@ mod tag {
     pub const OWNED: u64 = 7; //     kind 59:56  held 48  owner 47:32  pins 31:0
 }
 
+/// In an owned entry, that the owner still claims the frame.
+const HELD: u64 = 1 << 48;
+/// Where an owned entry has its pins.
+const PINS: u64 = u32::MAX as u64;
+
 impl Word {
+    #[inline]
     pub(super) fn encode(self) -> u64 {
         let (tag, body) = match self {
             Word::Absent => (tag::ABSENT, 0),
@@ -180,6 +186,42 @@ impl FrameEntry {
             .map(|_| ())
             .map_err(Word::decode)
     }
+    /// One pin more, if `owner` has the frame, has not released it, and a guest may be given its kind. As all other
+    /// pinning this works on the encoded entry, of which only the count changes: it is done for each page of a
+    /// guest's tables that is looked at.
+    #[inline]
+    pub(super) fn pin(&self, owner: Owner) -> bool {
+        let free_of_pins = |kind| Word::Owned { owner, kind, held: true, pins: 0 }.encode();
+        let (ram, shared) = (free_of_pins(Kind::DomainRam), free_of_pins(Kind::Shared));
+        self.recount(|raw| {
+            let rest = raw & !PINS;
+            ((rest == ram || rest == shared) && raw & PINS != PINS).then(|| raw + 1)
+        })
+    }
+    /// One pin more, if the frame has one.
+    #[inline]
+    pub(super) fn pin_again(&self) -> bool {
+        self.recount(|raw| (raw >> 60 == tag::OWNED && !matches!(raw & PINS, 0 | PINS)).then(|| raw + 1))
+    }
+    /// One pin less, if something keeps the frame after that: another pin, or its owner.
+    #[inline]
+    pub(super) fn unpin(&self) -> bool {
+        self.recount(|raw| {
+            let least = if raw & HELD != 0 { 1 } else { 2 };
+            (raw >> 60 == tag::OWNED && raw & PINS >= least).then(|| raw - 1)
+        })
+    }
+    #[inline]
+    fn recount(&self, change: impl Fn(u64) -> Option<u64>) -> bool {
+        let mut old = self.0.load(Ordering::Acquire);
+        loop {
+            let Some(new) = change(old) else { return false };
+            match self.0.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(found) => old = found,
+            }
+        }
+    }
     /// What the frame is at this moment.
     pub fn state(&self) -> FrameState {
         match self.get() {
@@ -217,6 +259,47 @@ mod tests {
             assert_eq!(Word::decode(word.encode()), word);
         }
         assert_eq!(Word::Absent.encode(), 0, "zeroed memory must be an empty table");
+    }
+
+    #[test]
+    fn only_what_is_owned_is_pinned_and_only_the_count_changes() {
+        let entry = FrameEntry::absent();
+        let owned = |kind, held, pins| Word::Owned { owner: Owner(7), kind, held, pins };
+        // Before, after a pin for the owner, after one more pin, after one less.
+        let no = None;
+        let cases = [
+            (Word::Absent, no, no, no),
+            (Word::Busy, no, no, no),
+            (Word::FreeOne { prev: 1, next: 1 }, no, no, no),
+            (Word::FreeHead { order: 1, next: 2 }, no, no, no),
+            (Word::Reserved(Reason::Module), no, no, no),
+            (owned(Kind::Hypervisor, true, 1), no, Some(2), Some(0)),
+            (owned(Kind::Table, true, 0), no, no, no),
+            (owned(Kind::DomainRam, true, 0), Some(1), no, no),
+            (owned(Kind::Shared, true, 4), Some(5), Some(5), Some(3)),
+            (owned(Kind::DomainRam, false, 2), no, Some(3), Some(1)),
+            (owned(Kind::DomainRam, false, 1), no, Some(2), no),
+            (owned(Kind::DomainRam, true, u32::MAX), no, no, Some(u32::MAX - 1)),
+        ];
+        for (word, pin, again, unpin) in cases {
+            let with = |pins| match word {
+                Word::Owned { owner, kind, held, .. } => Word::Owned { owner, kind, held, pins },
+                other => other,
+            };
+            type Act = fn(&FrameEntry) -> bool;
+            let acts: [(Act, Option<u32>); 3] = [
+                (|entry| entry.pin(Owner(7)), pin),
+                (FrameEntry::pin_again, again),
+                (FrameEntry::unpin, unpin),
+            ];
+            for (n, (act, wanted)) in acts.into_iter().enumerate() {
+                entry.set(word);
+                assert_eq!(act(&entry), wanted.is_some(), "{word:?}, act {n}");
+                assert_eq!(entry.get(), wanted.map_or(word, with), "{word:?}, act {n}");
+            }
+            entry.set(word);
+            assert!(!entry.pin(Owner(8)), "{word:?} is not theirs");
+        }
     }
 
     #[test]

@@ -69,53 +69,67 @@ pub enum Insn {
     Xsetbv,
 }
 
-/// The instruction's bytes if it stands without prefixes and has but one form.
-///
-/// APM vol. 3, appendix "Opcode and Operand Encodings".
-const fn bare_opcode(insn: Insn) -> Option<&'static [u8]> {
-    Some(match insn {
-        Insn::Clgi => &[0x0f, 0x01, 0xdd],
-        Insn::Clts => &[0x0f, 0x06],
-        Insn::Cpuid => &[0x0f, 0xa2],
-        Insn::Hlt => &[0xf4],
-        Insn::Icebp => &[0xf1],
-        Insn::Int3 => &[0xcc],
-        Insn::Into => &[0xce],
-        Insn::Invd => &[0x0f, 0x08],
-        Insn::Invlpga => &[0x0f, 0x01, 0xdf],
-        Insn::Iret => &[0xcf],
-        Insn::Monitor => &[0x0f, 0x01, 0xc8],
-        Insn::Mwait => &[0x0f, 0x01, 0xc9],
-        Insn::Pause => &[0xf3, 0x90],
-        Insn::Popf => &[0x9d],
-        Insn::Pushf => &[0x9c],
-        Insn::Rdmsr => &[0x0f, 0x32],
-        Insn::Rdpmc => &[0x0f, 0x33],
-        Insn::Rdpru => &[0x0f, 0x01, 0xfd],
-        Insn::Rdtsc => &[0x0f, 0x31],
-        Insn::Rdtscp => &[0x0f, 0x01, 0xf9],
-        Insn::Rsm => &[0x0f, 0xaa],
-        Insn::Skinit => &[0x0f, 0x01, 0xde],
-        Insn::Stgi => &[0x0f, 0x01, 0xdc],
-        Insn::Vmload => &[0x0f, 0x01, 0xda],
-        Insn::Vmmcall => &[0x0f, 0x01, 0xd9],
-        Insn::Vmrun => &[0x0f, 0x01, 0xd8],
-        Insn::Vmsave => &[0x0f, 0x01, 0xdb],
-        Insn::Wbinvd => &[0x0f, 0x09],
-        Insn::Wrmsr => &[0x0f, 0x30],
-        Insn::Xsetbv => &[0x0f, 0x01, 0xd1],
-        _ => return None,
-    })
+/// An opcode as the lowest bytes of a word, and their number.
+const fn bare<const N: usize>(bytes: [u8; N]) -> Option<(u32, u8)> {
+    assert!(N < 4);
+    let (mut word, mut at) = (0, 0);
+    while at < N {
+        word |= (bytes[at] as u32) << (8 * at);
+        at += 1;
+    }
+    Some((word, N as u8))
 }
 
-/// The length of `insn` if `bytes` start with its shortest form: no prefixes, no memory operand. `None`
-/// means only that [`length`] must look.
+/// The instruction's bytes, the first one lowest, and their number, if it stands without prefixes and has but one form.
+///
+/// APM vol. 3, appendix "Opcode and Operand Encodings".
 #[inline]
-pub fn fast_len(insn: Insn, bytes: &[u8]) -> Option<u8> {
-    if let Some(opcode) = bare_opcode(insn) {
-        return bytes.starts_with(opcode).then_some(opcode.len() as u8);
+const fn bare_opcode(insn: Insn) -> Option<(u32, u8)> {
+    match insn {
+        Insn::Clgi => const { bare([0x0f, 0x01, 0xdd]) },
+        Insn::Clts => const { bare([0x0f, 0x06]) },
+        Insn::Cpuid => const { bare([0x0f, 0xa2]) },
+        Insn::Hlt => const { bare([0xf4]) },
+        Insn::Icebp => const { bare([0xf1]) },
+        Insn::Int3 => const { bare([0xcc]) },
+        Insn::Into => const { bare([0xce]) },
+        Insn::Invd => const { bare([0x0f, 0x08]) },
+        Insn::Invlpga => const { bare([0x0f, 0x01, 0xdf]) },
+        Insn::Iret => const { bare([0xcf]) },
+        Insn::Monitor => const { bare([0x0f, 0x01, 0xc8]) },
+        Insn::Mwait => const { bare([0x0f, 0x01, 0xc9]) },
+        Insn::Pause => const { bare([0xf3, 0x90]) },
+        Insn::Popf => const { bare([0x9d]) },
+        Insn::Pushf => const { bare([0x9c]) },
+        Insn::Rdmsr => const { bare([0x0f, 0x32]) },
+        Insn::Rdpmc => const { bare([0x0f, 0x33]) },
+        Insn::Rdpru => const { bare([0x0f, 0x01, 0xfd]) },
+        Insn::Rdtsc => const { bare([0x0f, 0x31]) },
+        Insn::Rdtscp => const { bare([0x0f, 0x01, 0xf9]) },
+        Insn::Rsm => const { bare([0x0f, 0xaa]) },
+        Insn::Skinit => const { bare([0x0f, 0x01, 0xde]) },
+        Insn::Stgi => const { bare([0x0f, 0x01, 0xdc]) },
+        Insn::Vmload => const { bare([0x0f, 0x01, 0xda]) },
+        Insn::Vmmcall => const { bare([0x0f, 0x01, 0xd9]) },
+        Insn::Vmrun => const { bare([0x0f, 0x01, 0xd8]) },
+        Insn::Vmsave => const { bare([0x0f, 0x01, 0xdb]) },
+        Insn::Wbinvd => const { bare([0x0f, 0x09]) },
+        Insn::Wrmsr => const { bare([0x0f, 0x30]) },
+        Insn::Xsetbv => const { bare([0x0f, 0x01, 0xd1]) },
+        _ => None,
     }
-    match (insn, bytes) {
+}
+
+/// The length of `insn` if `head`, of whose bytes (lowest first) `available` are there, starts with its shortest form:
+/// no prefixes, no memory operand. `None` means only that [`length`] must look.
+#[inline]
+pub fn fast_len(insn: Insn, head: u64, available: usize) -> Option<u8> {
+    if let Some((opcode, len)) = bare_opcode(insn) {
+        let there = head & ((1 << (8 * len)) - 1) == opcode.into() && available >= len.into();
+        return there.then_some(len);
+    }
+    let bytes = head.to_le_bytes();
+    match (insn, &bytes[..available.min(8)]) {
         // IN and OUT with a port in DX, INS, OUTS; with an immediate port.
         (Insn::Io, [0xec..=0xef | 0x6c..=0x6f, ..]) => Some(1),
         (Insn::Io, [0xe4..=0xe7, _, ..]) => Some(2),
@@ -138,7 +152,9 @@ pub fn fast_len(insn: Insn, bytes: &[u8]) -> Option<u8> {
 /// # Errors
 /// If the bytes are too few, or are another instruction.
 pub fn length(insn: Insn, bytes: &[u8], size: CodeSize) -> Result<u8, DecodeError> {
-    if let Some(len) = fast_len(insn, bytes) {
+    let mut head = [0; 8];
+    head.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    if let Some(len) = fast_len(insn, u64::from_le_bytes(head), bytes.len()) {
         return Ok(len);
     }
     let (decoded, fetched) = decode_one(bytes, size, 0)?;

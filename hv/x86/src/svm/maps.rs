@@ -27,6 +27,11 @@ const OPEN_MSRS: &[u32] = &[
     x86::msr::IA32_SYSENTER_EIP,
 ];
 
+/// MSRs that a guest reads without an exit, as the hardware's value is what it would be given.
+///
+/// DEBUGCTL: 0 on every CPU ([`super::enter_cpu`]), and a guest's writes exit. KVM as L1 reads it before each entry.
+const READABLE_MSRS: &[u32] = &[x86::msr::IA32_DEBUGCTL];
+
 /// The maps, shared by all vCPUs.
 #[derive(Debug)]
 pub struct Maps {
@@ -53,6 +58,10 @@ pub fn shared() -> &'static Maps {
             for &msr in OPEN_MSRS {
                 let bit = usize::from(msr_bit(msr).expect("an MSR that the map covers"));
                 bits[bit / 64] &= !(3 << (bit % 64));
+            }
+            for &msr in READABLE_MSRS {
+                let bit = usize::from(msr_bit(msr).expect("an MSR that the map covers"));
+                bits[bit / 64] &= !(1 << (bit % 64));
             }
         });
         let iopm = filled(IOPM_WORDS, |_| ());

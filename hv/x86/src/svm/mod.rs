@@ -118,10 +118,11 @@ pub fn enter_cpu() {
     };
     let (save, host_vmcb) = (page(&cpu.host_save), page(&cpu.host_vmcb));
     // SAFETY: `probe` has found SVM usable; the pages are this CPU's own. VMSAVE stores the host's segment
-    // state once: it never changes afterwards.
+    // state once: it never changes afterwards. DEBUGCTL, which exists on every CPU with SVM, records nothing at 0.
     unsafe {
         instr::wrmsr(msr::IA32_EFER, instr::rdmsr(msr::IA32_EFER) | msr::EFER_SVME);
         instr::wrmsr(msr::VM_HSAVE_PA, save);
+        instr::wrmsr(x86::msr::IA32_DEBUGCTL, 0);
         core::arch::asm!("vmsave rax", in("rax") host_vmcb, options(nostack, preserves_flags));
     }
 }

@@ -42,15 +42,14 @@ impl Run<'_> {
     /// Length of the instruction that exited, known to be `insn`.
     #[inline]
     pub fn length(&mut self, insn: Insn) -> Result<u8, FetchError> {
-        if self.ctx.features.has(Features::NRIPS) && self.state.cur().control.nrip != 0 {
-            let vmcb = self.state.cur();
+        let vmcb = self.state.cur();
+        if self.ctx.features.has(Features::NRIPS) && vmcb.control.nrip != 0 {
             return Ok(vmcb.control.nrip.wrapping_sub(vmcb.save.rip) as u8 & 0xf);
         }
-        let linear = linear_rip(self.state.cur());
-        let root = self.root12().map_or(0, |root| root.base().raw() | 1);
-        let key = Key { cr3: self.state.cur().save.cr3, page: linear >> 12, root };
-        if let Some((bytes, len)) = self.state.fetch.peek(&key, (linear & 0xfff) as usize)
-            && let Some(len) = decode::fast_len(insn, &bytes[..len])
+        let linear = linear_rip(vmcb);
+        let key = Key { cr3: vmcb.save.cr3, page: linear >> 12, root: vmcb.control.n_cr3 };
+        if let Some((head, available)) = self.state.fetch.peek(&key, (linear & 0xfff) as usize)
+            && let Some(len) = decode::fast_len(insn, head, available)
         {
             return Ok(len);
         }

@@ -47,15 +47,14 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
         run.state.inject_gp();
         return Tier1::Again;
     };
-    let Some((page, _)) = &slot.page else { return Tier1::Slow };
-    let page = page.clone();
     // What was copied from another page tells nothing of this one.
     let trusted = pick.hit && !moved;
     run.state.advance(len);
-    let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
     let resume = run.state.vmcb01.save.rip;
+    let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
+    let Some((page, _)) = &nested.slots[pick.slot].page else { return Tier1::Slow };
     let entry = nested.machine.slot_mut(pick.slot);
-    match entry.c12.load(&page, &caps, l1_cr0, trusted) {
+    match entry.c12.load(page, &caps, l1_cr0, trusted) {
         Ok(dirty) => {
             let by_asid12 = caps.has(vsvm::caps::Features::FLUSH_BY_ASID);
             let Some(c12) = entry.c12.checked() else { return Tier1::Slow };
@@ -74,7 +73,7 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
         }
         Err(refusal) => {
             log::debug!("domain {}: VMRUN refused: {refusal:?}", run.vcpu.domain().name());
-            let resume_l1 = refuse(&mut entry.c12, &page);
+            let resume_l1 = refuse(&mut entry.c12, page);
             nested.machine.leave();
             resume_l1.apply(resume, &mut run.state.vmcb01);
             Tier1::Again
