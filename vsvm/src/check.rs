@@ -156,3 +156,18 @@ fn pat_is_legal(pat: u64) -> bool {
     // All entries at once: bits 7:3 are clear, and bit 1 comes only with bit 2.
     pat & (0xf8 * EACH) == 0 && pat >> 1 & !(pat >> 2) & EACH == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::pat_is_legal;
+
+    #[test]
+    fn each_entry_of_the_pat_is_a_type_that_exists() {
+        for (at, entry) in (0..8).flat_map(|at| (0..=255).map(move |entry| (at * 8, entry))) {
+            for others in [0, 0x0706_0504_0100_0706] {
+                let pat = others & !(0xff << at) | entry << at;
+                assert_eq!(pat_is_legal(pat), matches!(entry, 0 | 1 | 4..=7), "{pat:#x}");
+            }
+        }
+    }
+}
