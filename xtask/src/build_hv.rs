@@ -20,7 +20,7 @@ pub struct HvOptions {
 pub struct Hv {
     /// What is copied to /boot.
     pub image: PathBuf,
-    /// The same with symbols, for a debugger.
+    /// As it was linked, with symbols and debug information, for a debugger.
     pub debug: PathBuf,
 }
 
@@ -58,12 +58,12 @@ pub fn build(layout: &Layout, options: &HvOptions, policy: Policy) -> Result<Hv>
     let built = toolchain.target_dir(layout).join(toolchain::TARGET).join(profile).join("testudo");
     let bytes = std::fs::read(&built).with_context(|| format!("cargo left no {}", built.display()))?;
     let hv = Hv { image: layout.out("testudo"), debug: layout.out("testudo.debug") };
-    let stripped = elf::strip(&bytes).context("the linked image is no usable ELF")?;
+    let (stripped, names) = elf::strip(&bytes).context("the linked image is no usable ELF")?;
     let sizes = (stripped.len() as u64, bytes.len() as u64);
     write_if_new(&hv.image, &stripped)?;
     write_if_new(&hv.debug, &bytes)?;
     ui::step(&format!(
-        "{} ({}; with symbols: {}, {})",
+        "{} ({}, {names} names; for a debugger: {}, {})",
         layout.show(&hv.image),
         ui::size(sizes.0),
         layout.show(&hv.debug),

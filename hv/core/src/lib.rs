@@ -20,6 +20,7 @@ mod machine;
 pub mod memory;
 pub mod platform;
 pub mod sched;
+pub mod symbols;
 pub mod sync;
 #[cfg(test)]
 mod testing;

@@ -27,8 +27,8 @@ const CRATES: &[(&str, &[&str], bool)] = &[
         &["addr", "xen-abi", "stage2", "vvmx", "vsvm", "arm-nv", "boot", "hv-core", "hv-x86", "hv-arm64"],
         false,
     ),
-    // It unpacks kernels as Testudo does.
-    ("xtask", &["boot"], true),
+    // It unpacks kernels as Testudo does, and writes what `hv-core` reads: the table of symbols.
+    ("xtask", &["boot", "hv-core"], true),
     // Guests know the ABI they speak, nothing of who serves it.
     ("testudo-init", &["xen-abi"], false),
     ("testudo-vmm", &["xen-abi"], false),

@@ -7,6 +7,7 @@ use crate::mm::{direct, frames};
 use addr::{HostPhys, Hpa, PAGE_SIZE, PageSize, Range};
 use core::sync::atomic::{AtomicBool, Ordering};
 use hv_core::memory::Zone;
+use hv_core::symbols::Symbols;
 use spin::Mutex;
 
 /// Where device registers appear: this plus their physical address.
@@ -72,30 +73,61 @@ static READY: AtomicBool = AtomicBool::new(false);
 #[cfg(target_os = "none")]
 mod image {
     use super::*;
+    use hv_core::symbols;
     unsafe extern "C" {
         static __image_start: u8;
-        static __image_end: u8;
         static __text_start: u8;
         static __text_end: u8;
         static __rodata_start: u8;
         static __rodata_end: u8;
         static __data_start: u8;
         static __data_end: u8;
+        static __symbols_start: u8;
     }
 
-    /// Physical extent of the image, its entry code and bss included.
+    // An empty table (`hv_core::symbols`): the build puts the full one into its place.
+    core::arch::global_asm!(
+        r#"
+    .section .symbols, "a"
+    .balign 8
+    .ascii "TESTSYM1"
+    .long 32, 0
+    .quad 0, 0
+    .text
+    "#
+    );
+
+    /// The symbol table, the last of the image.
+    pub fn symbols() -> &'static [u8] {
+        let start = &raw const __symbols_start;
+        // SAFETY: the linker keeps the header; the loader has loaded as much as the header says, since both
+        // were written together. Nobody ever writes to it.
+        unsafe {
+            let header = core::slice::from_raw_parts(start, symbols::HEADER);
+            core::slice::from_raw_parts(start, symbols::total(header).unwrap_or(symbols::HEADER))
+        }
+    }
+
+    /// Where the image ends.
+    fn end() -> u64 {
+        let symbols = symbols();
+        (symbols.as_ptr() as u64 + symbols.len() as u64).next_multiple_of(PAGE_SIZE)
+    }
+
+    /// Physical extent of the image, its entry code, bss and symbols included.
     pub fn extent() -> Range<HostPhys> {
         let start = (&raw const __image_start) as u64;
-        let end = ((&raw const __image_end) as u64).next_multiple_of(PAGE_SIZE);
+        let end = end().wrapping_sub(IMAGE_BASE);
         Range::new(Hpa::new(start), end - start).expect("the linker puts the end behind the start")
     }
 
     /// The image's segments by virtual address.
-    pub fn segments() -> [(u64, u64, Use); 3] {
+    pub fn segments() -> [(u64, u64, Use); 4] {
         [
             ((&raw const __text_start) as u64, (&raw const __text_end) as u64, Use::Code),
             ((&raw const __rodata_start) as u64, (&raw const __rodata_end) as u64, Use::Data),
             ((&raw const __data_start) as u64, (&raw const __data_end) as u64, Use::DataMut),
+            ((&raw const __symbols_start) as u64, end(), Use::Data),
         ]
     }
 }
@@ -106,14 +138,22 @@ mod image {
     pub fn extent() -> Range<HostPhys> {
         Range::new(Hpa::ZERO, 0).expect("an empty range")
     }
-    pub fn segments() -> [(u64, u64, Use); 3] {
-        [(0, 0, Use::Data); 3]
+    pub fn segments() -> [(u64, u64, Use); 4] {
+        [(0, 0, Use::Data); 4]
+    }
+    pub fn symbols() -> &'static [u8] {
+        &[]
     }
 }
 
 /// Physical extent of Testudo's image.
 pub fn image_extent() -> Range<HostPhys> {
     image::extent()
+}
+
+/// The names of the image's functions. `None`: this image was not made by `cargo xtask build`.
+pub fn symbols() -> Option<Symbols<'static>> {
+    Symbols::new(image::symbols())
 }
 
 /// The text segment, for telling return addresses from other words in a backtrace.
