@@ -48,6 +48,8 @@ pub struct Scenario {
     pub allow: Vec<String>,
     /// Pairs: whenever the first is heard, the second is typed.
     pub press: Vec<(String, String)>,
+    /// Once all was heard the machine must be silent, and still there.
+    pub halts: bool,
     /// Numbers that must agree.
     pub agree: Vec<Agree>,
     /// Guests' clocks against ours.
@@ -73,6 +75,7 @@ impl Default for Scenario {
             forbid: Vec::new(),
             allow: Vec::new(),
             press: Vec::new(),
+            halts: false,
             agree: Vec::new(),
             pace: Vec::new(),
             limit: 120,
@@ -190,6 +193,7 @@ impl Scenario {
             forbidden: general.chain(self.forbid.iter().cloned()).collect(),
             limit: Duration::from_secs(self.limit),
             press: self.press.clone(),
+            halts: self.halts,
             numbers: Numbers { agree: self.agree.clone(), pace: self.pace.clone() },
         }
     }

@@ -19,6 +19,8 @@ pub struct Expect {
     pub limit: Duration,
     /// What to type, whenever a line matches the pattern before it.
     pub press: Vec<(String, String)>,
+    /// The machine must be silent once everything came, but still there.
+    pub halts: bool,
     /// What is asked of the numbers in the lines.
     pub numbers: Numbers,
 }
@@ -36,6 +38,8 @@ pub enum End {
     Timeout(Vec<String>),
     /// Everything came, but numbers in it are not as they should be.
     Numbers(Vec<String>),
+    /// Everything came, but the machine should have halted and did not.
+    NotHalted(String),
 }
 
 impl End {
@@ -53,6 +57,7 @@ impl End {
             End::Ended(lines) => format!("the machine ended without {}", missing(lines)),
             End::Timeout(lines) => format!("time ran out before {}", missing(lines)),
             End::Numbers(problems) => problems.join("; "),
+            End::NotHalted(how) => format!("everything expected came, but the machine did not halt: {how}"),
         }
     }
 }
@@ -99,6 +104,9 @@ pub fn watch(cmd: &mut Command, expect: &Expect, mut on_line: impl FnMut(&Line, 
                     // A machine that has just ended reads nothing any more; its last lines are still coming.
                     let _ = keyboard.as_mut().map(|k| k.write_all(keys.as_bytes()).and_then(|()| k.flush()));
                 }
+                if end == Some(End::Done) && expect.halts {
+                    end = Some(End::NotHalted(format!("it said `{full}`")));
+                }
                 if end.is_none() {
                     end = tally.hear(&full);
                     if end.is_some() {
@@ -108,6 +116,9 @@ pub fn watch(cmd: &mut Command, expect: &Expect, mut on_line: impl FnMut(&Line, 
             }
             Err(RecvTimeoutError::Timeout) => {
                 return Ok(verdict(end, &samples, End::Timeout(tally.missing())));
+            }
+            Err(RecvTimeoutError::Disconnected) if end == Some(End::Done) && expect.halts => {
+                return Ok(End::NotHalted("it ended".into()));
             }
             Err(RecvTimeoutError::Disconnected) => {
                 return Ok(verdict(end, &samples, End::Ended(tally.missing())));
@@ -245,6 +256,16 @@ mod tests {
         wanted.numbers.agree = vec![agree];
         assert!(matches!(run("echo memory 1; echo memory 2", &wanted).0, End::Numbers(p) if p.len() == 1));
         assert_eq!(run("echo memory 2; echo memory 2", &wanted).0, End::Done);
+    }
+
+    #[test]
+    fn a_machine_that_halts_says_no_more_and_stays() {
+        let mut wanted = expect(&[("halted", 1)], &[], 300);
+        wanted.halts = true;
+        assert_eq!(run("echo halted; exec sleep 30", &wanted).0, End::Done);
+        assert!(matches!(run("echo halted; echo more; exec sleep 30", &wanted).0, End::NotHalted(_)));
+        wanted.limit = Duration::from_secs(20);
+        assert_eq!(run("echo halted", &wanted).0, End::NotHalted("it ended".into()));
     }
 
     #[test]
