@@ -136,6 +136,30 @@ pub enum Tsc {
     StableSocket,
 }
 
+/// What the CPUs' traces record, each with all before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trace {
+    /// Nothing.
+    Off,
+    /// Exits, and what is rare: hypercalls, changes of the vCPU, the log.
+    Exits,
+    /// Entries and what they inject, nested entries, reflected exits, flushes.
+    All,
+}
+
+/// How Testudo fails on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// A panic.
+    Panic,
+    /// A write to nowhere.
+    PageFault,
+    /// Recursion without end: a double fault at the guard page.
+    StackOverflow,
+    /// A panic with GIF=0.
+    ClosedGif,
+}
+
 /// The watchdog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watchdog {
@@ -226,6 +250,10 @@ pub struct Options {
     pub mem: Option<u64>,
     /// `nmi=`
     pub nmi: UnknownNmi,
+    /// `crash-key`
+    pub crash_key: Crash,
+    /// `trace`
+    pub trace: Trace,
     /// `noreboot`
     pub noreboot: bool,
     /// `reboot=`
@@ -257,6 +285,8 @@ impl Default for Options {
             maxcpus: None,
             mem: None,
             nmi: UnknownNmi::Fatal,
+            crash_key: Crash::Panic,
+            trace: Trace::Exits,
             noreboot: false,
             reboot: Reboot::default(),
             sched: Scheduler::Credit2,

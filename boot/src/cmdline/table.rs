@@ -1,7 +1,7 @@
 //! The table of options.
 
 use super::value::{self, Fault, Value};
-use super::{Options, Scheduler, Tsc, UnknownNmi};
+use super::{Crash, Options, Scheduler, Trace, Tsc, UnknownNmi};
 use crate::words::{integer, size};
 use alloc::string::String;
 use core::fmt::{self, Write};
@@ -71,6 +71,14 @@ options! {
      a trailing `x` input starts at the hypervisor instead of the first domain.",
     |o, v| v.text(value::conswitch).map(|key| o.conswitch = key);
 
+    "crash-key" "crash-key=panic|page-fault|stack-overflow|closed-gif", "panic",
+    "In what way the key `C` makes the hypervisor fail, to try its report out: a panic, a write to nowhere, \
+     recursion without end, or a panic with GIF=0.",
+    |o, v| v.one_of(&[
+        ("panic", Crash::Panic), ("page-fault", Crash::PageFault), ("stack-overflow", Crash::StackOverflow),
+        ("closed-gif", Crash::ClosedGif),
+    ]).map(|how| o.crash_key = how);
+
     "dom0_max_vcpus" "dom0_max_vcpus=<most> or dom0_max_vcpus=<least>-<most>", "(one per CPU)",
     "Number of dom0's vCPUs. Recognised, but there is no dom0 yet.",
     |o, v| v.text(value::vcpu_range).and_then(|range| {
@@ -129,6 +137,12 @@ options! {
     "Mitigations of speculative side channels, in Xen's items (`no`, `ibrs=<boolean>`, ...).",
     |o, v| v.text(|text| value::list(text, |item| (!item.is_empty()).then(|| String::from(item))))
         .map(|items| o.spec_ctrl = items);
+
+    "trace" "trace=off|exits|all", "exits",
+    "What each CPU records of its last events: nothing; exits, hypercalls, changes of the vCPU and the log; or \
+     also every entry with what it injects, nested entries, reflected exits and flushes.",
+    |o, v| v.one_of(&[("off", Trace::Off), ("exits", Trace::Exits), ("all", Trace::All)])
+        .map(|trace| o.trace = trace);
 
     "tsc" "tsc=unstable|skewed|stable:socket", "(measured)",
     "How far the time stamp counters can be trusted.",

@@ -12,6 +12,10 @@ pub fn register(console: &mut Console<Line>) {
     console.register_key(b'e', "exit counters by domain, level and reason", |_| counters());
     console.register_key(b'd', "registers of all vCPUs that are not running", |_| registers());
     console.register_key(b'm', "memory in use", |_| memory());
+    console.register_key(b'T', "the last events of each CPU", |_| events());
+    console.register_key(b'C', "crash: Testudo fails on purpose, with a full report", |_| {
+        crate::report::crash::now(crate::start::config::options().crash_key)
+    });
     console.register_key(b'R', "restart the machine", |_| crate::power::reboot());
     console.register_key(b'P', "turn the machine off", |_| crate::power::off());
 }
@@ -32,6 +36,21 @@ fn domains() {
             };
             log::info!("  {}: {place}, {}", vcpu.id(), if vcpu.is_up() { "up" } else { "down" });
         }
+    }
+}
+
+/// Events of each CPU that the key shows.
+const EVENTS: usize = 32;
+
+fn events() {
+    let now = crate::cpu::instr::rdtsc();
+    for cpu in smp::cpus() {
+        crate::trace::tail(
+            cpu,
+            EVENTS,
+            now,
+            &mut |line| log::info!(target: crate::trace::UNTRACED, "{line}"),
+        );
     }
 }
 

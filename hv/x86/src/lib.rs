@@ -30,5 +30,6 @@ pub mod smp;
 pub mod start;
 pub mod svm;
 pub mod time;
+pub mod trace;
 pub mod trap;
 pub mod vlapic;

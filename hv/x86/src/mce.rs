@@ -45,5 +45,5 @@ fn report(level: log::Level) {
 /// Handles #MC: the machine can't be trusted any more.
 pub fn handle(frame: &Frame) -> ! {
     report(log::Level::Error);
-    panic!("machine check\n{frame}");
+    crate::report::exception(frame, format_args!("machine check"))
 }

@@ -20,10 +20,14 @@ pub struct Firmware {
 static FIRMWARE: Once<Firmware> = Once::new();
 static NO_REBOOT: AtomicBool = AtomicBool::new(false);
 
-/// Remembers what the firmware offers, and the user's `noreboot`.
-pub fn init(firmware: Firmware, no_reboot: bool) {
+/// Remembers what the firmware offers.
+pub fn init(firmware: Firmware) {
     FIRMWARE.call_once(|| firmware);
-    NO_REBOOT.store(no_reboot, Ordering::Relaxed);
+}
+
+/// Remembers the user's `noreboot`.
+pub fn set_no_reboot(on: bool) {
+    NO_REBOOT.store(on, Ordering::Relaxed);
 }
 
 /// Whether the user wants a halt instead of a reboot after a failure.

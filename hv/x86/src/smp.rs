@@ -227,6 +227,7 @@ extern "C" fn ap_start() -> ! {
     mtrr::check_cpu();
     tsc_warp::ap_side();
     crate::svm::enter_cpu();
+    crate::trace::start_cpu(cpu);
     register(cpu);
     cpu.online.store(1, Ordering::Release);
     crate::start::run_cpu()

@@ -10,7 +10,7 @@ use crate::cpu::{instr, percpu};
 use core::fmt;
 
 /// Registers as the stub pushed them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Frame {
     /// R15 … RAX in the order of the pushes.
@@ -115,6 +115,8 @@ trap_common:
     mov rbp, rsp
     and rsp, -16
     call {handle}
+    .global trap_returns_to
+trap_returns_to:                            # here RBP points to the saved registers, not to a frame
     mov rsp, rbp
     pop r15
     pop r14
@@ -140,6 +142,19 @@ trap_common:
 #[cfg(target_os = "none")]
 unsafe extern "C" {
     static trap_stubs: [u8; 4096];
+    static trap_returns_to: u8;
+}
+
+/// Where `handle` returns to: in a backtrace, what is above is a [`Frame`].
+#[cfg(target_os = "none")]
+pub fn returns_to() -> u64 {
+    (&raw const trap_returns_to) as u64
+}
+
+/// On the host there are no stubs.
+#[cfg(not(target_os = "none"))]
+pub fn returns_to() -> u64 {
+    0
 }
 
 /// Address of the stub of `vector`.
@@ -205,22 +220,22 @@ extern "C" fn handle(frame: &mut Frame) {
 
 #[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "only the image's entry code calls it"))]
 fn exception(frame: &Frame) -> ! {
-    panic!("unexpected exception in Testudo\n{frame}");
+    crate::report::exception(frame, format_args!("unexpected exception in Testudo"))
 }
 
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "vector {:#x} ({}) error {:#x} rip {:#018x} cs {:#x} rflags {:#x} rsp {:#018x} cr2 {:#x}",
-            self.vector,
-            name(self.vector),
-            self.error,
+            "rip {:#018x} rsp {:#018x} rflags {:#x} cs {:#x} ss {:#x} cr0 {:#x} cr2 {:#x} cr4 {:#x}",
             self.rip,
-            self.cs,
-            self.rflags,
             self.rsp,
+            self.rflags,
+            self.cs,
+            self.ss,
+            instr::read_cr0(),
             instr::read_cr2(),
+            instr::read_cr4(),
         )?;
         let rows = [
             [("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx), ("rdx", self.rdx)],
@@ -230,7 +245,7 @@ impl fmt::Display for Frame {
         ];
         for row in rows {
             for (name, value) in row {
-                write!(f, "{name} {value:018x}  ")?;
+                write!(f, "{name} {value:016x}  ")?;
             }
             writeln!(f)?;
         }

@@ -8,4 +8,4 @@ mod counters;
 mod ring;
 
 pub use counters::{ExitCounters, Level, Snapshot};
-pub use ring::{Kind, Record, TraceRing};
+pub use ring::{Kind, MAGIC, NOBODY, Record, TraceRing, vcpu};

@@ -1,7 +1,9 @@
 //! Descriptor tables: one GDT, TSS per CPU; one IDT for all.
 //!
 //! Interrupt-stack-table entries are used for NMI, #MC and #DF alone. With GIF=0 the guest's TR is live,
-//! but then those three are held pending, so the IST is never read through a guest's TSS.
+//! but then NMI and #MC are held pending. #DF is not (APM vol. 2, "Global Interrupt Flag, STGI and CLGI
+//! Instructions"): one with a guest's TR, which only a bug of ours can cause, has no stack that can be trusted.
+//! `report` loads Testudo's own TR before anything else.
 // UNSAFETY: loads descriptor tables.
 #![allow(unsafe_code)]
 

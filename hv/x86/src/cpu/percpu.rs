@@ -4,6 +4,7 @@
 
 use crate::cpu::{desc, instr, stack};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use spin::Once;
 
 /// Most CPUs Testudo drives.
 pub const MAX_CPUS: usize = 256;
@@ -39,6 +40,10 @@ pub struct PerCpu {
     pub timer_deadline: AtomicU64,
     /// 1 once the CPU runs its scheduler loop.
     pub online: AtomicU32,
+    /// Address of the registers ([`crate::trap::Frame`]) with which another CPU's failure stopped this one; 0: runs.
+    pub stopped: AtomicU64,
+    /// Its trace, if there is one.
+    pub trace: Once<&'static crate::trace::Ring>,
     /// The CPU's GDT and TSS.
     pub tables: desc::Tables,
 }
@@ -54,6 +59,8 @@ impl PerCpu {
             host_vmcb: AtomicU64::new(0),
             timer_deadline: AtomicU64::new(u64::MAX),
             online: AtomicU32::new(0),
+            stopped: AtomicU64::new(0),
+            trace: Once::new(),
             tables: desc::Tables::new(),
         }
     }

@@ -75,6 +75,7 @@ impl TlbControl {
     /// published that it is outside.
     pub fn flush(&self) {
         let wanted = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        crate::trace::flush(wanted);
         let behind = |mark: &RunMark| mark.entered.load(Ordering::SeqCst) < wanted;
         let marks = self.marks.read();
         for mark in marks.iter().filter(|mark| behind(mark)) {

@@ -201,10 +201,10 @@ pub fn is_ours(frame: &Frame) -> bool {
         return true;
     }
     if state.nmi(time::now()) {
-        panic!(
-            "watchdog: CPU {} has made no progress for {} seconds\n{frame}",
-            percpu::this().index,
-            LIMIT_NS / 1_000_000_000
+        let (cpu, seconds) = (percpu::this().index, LIMIT_NS / 1_000_000_000);
+        crate::report::exception(
+            frame,
+            format_args!("watchdog: CPU {cpu} has made no progress for {seconds} seconds"),
         );
     }
     arm();

@@ -16,6 +16,7 @@ pub fn options() -> &'static Options {
 pub fn init(line: &str) {
     let (options, problems) = cmdline::parse(line);
     let options = OPTIONS.call_once(|| options);
+    crate::power::set_no_reboot(options.noreboot);
     let port = match options.console.iter().find(|c| matches!(c, ConsoleDevice::Com1 | ConsoleDevice::Com2)) {
         Some(ConsoleDevice::Com2) => Some(options.com2),
         Some(_) => Some(options.com1),

@@ -28,6 +28,9 @@ impl Log for Sink {
             log::Level::Warn => "warning: ",
             _ => "",
         };
+        if record.target() != crate::trace::UNTRACED {
+            crate::trace::log(format_args!("{mark}{}", record.args()));
+        }
         if !crate::console::log(format_args!("{mark}{}", record.args())) {
             // In the middle of another line of this very CPU: straight to the line.
             let _ = write!(Line, "(testudo) {mark}{}\r\n", record.args());

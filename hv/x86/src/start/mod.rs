@@ -124,7 +124,7 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
     mitigation::apply_cpu(plan);
     let acpi = read_acpi(&boot);
     apic::pic::disable();
-    init_power(acpi.as_ref(), config::options().noreboot);
+    init_power(acpi.as_ref());
     time::init(match acpi.as_ref().and_then(|a| a.fadt.as_ref()).and_then(|f| io_port(f.pm_timer)) {
         Some(port) => time::Reference::PmTimer { port },
         None => time::Reference::Pit,
@@ -133,6 +133,7 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
     apic::init_boot(time::tsc_khz(), config::options().x2apic);
     // SAFETY: the boot CPU's data are static.
     smp::register(unsafe { &*boot_cpu() });
+    crate::trace::init(config::options().trace);
     if let Err(unfit) = svm::probe() {
         refuse(&alloc::format!("{unfit}"));
     }
@@ -214,7 +215,7 @@ fn io_port(register: Option<GenericAddress>) -> Option<u16> {
     register.filter(|r| r.space == SpaceId::IO && r.address != 0).and_then(|r| u16::try_from(r.address).ok())
 }
 
-fn init_power(acpi: Option<&Acpi>, no_reboot: bool) {
+fn init_power(acpi: Option<&Acpi>) {
     let fadt = acpi.and_then(|a| a.fadt.as_ref());
     let firmware = power::Firmware {
         pm1_control: [fadt.and_then(|f| io_port(f.pm1a_control)), fadt.and_then(|f| io_port(f.pm1b_control))]
@@ -225,7 +226,7 @@ fn init_power(acpi: Option<&Acpi>, no_reboot: bool) {
             .and_then(|f| f.reset)
             .and_then(|(register, value)| Some((io_port(Some(register))?, value))),
     };
-    power::init(firmware, no_reboot);
+    power::init(firmware);
 }
 
 fn init_interrupts(acpi: Option<&Acpi>) {

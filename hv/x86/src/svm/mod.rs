@@ -129,8 +129,21 @@ pub fn enter_cpu() {
     }
 }
 
+/// FS, GS, TR and the like of Testudo's own into the processor, whatever is there now; without effect before
+/// [`enter_cpu`].
+pub fn load_host_segments() {
+    let at = percpu::this().host_vmcb.load(Ordering::Relaxed);
+    // SAFETY: EFER exists.
+    if at != 0 && unsafe { instr::rdmsr(msr::IA32_EFER) } & msr::EFER_SVME != 0 {
+        // SAFETY: `enter_cpu` has stored the state there; SVME is set.
+        unsafe { core::arch::asm!("vmload rax", in("rax") at, options(nostack, preserves_flags)) };
+    }
+}
+
 /// Turns SVM off on this CPU, with GIF=1, so that INIT and NMI are taken again.
 pub fn leave_cpu() {
+    // With GIF=1 the interrupt stacks are used, which TR names.
+    load_host_segments();
     // SAFETY: EFER exists; STGI is legal while SVME is set.
     unsafe {
         let efer = instr::rdmsr(msr::IA32_EFER);

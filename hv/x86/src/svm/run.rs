@@ -14,11 +14,13 @@ use crate::policy::mitigation::Guards;
 use crate::svm::guarded::SpecCtrl;
 use crate::svm::vcpu::VcpuState;
 use crate::svm::{Features, entry, exit, nested};
+use crate::trace::Tracer;
 use addr::Hpa;
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::Ordering;
 use hv_core::platform::PcpuId;
 use hv_core::sched::WhyPut;
+use hv_core::trace::Level;
 use hv_core::vcpu::{Pending, Vcpu};
 use vsvm::asid::AsidPool;
 use vsvm::layout::{Clean, Event, ExitCode, Vmcb, int_ctl, reg};
@@ -38,6 +40,8 @@ pub struct CpuContext {
     pub guards: Guards,
     /// The vCPU that ran here last. (Counted, so that no other one can come to lie at its address.)
     last: Weak<Vcpu<X86>>,
+    /// The CPU's trace.
+    pub trace: Tracer,
 }
 
 impl CpuContext {
@@ -51,6 +55,7 @@ impl CpuContext {
             host_vmcb: Hpa::new(cpu.host_vmcb.load(Ordering::Relaxed)),
             guards: Guards::of(&mitigation::plan()),
             last: Weak::new(),
+            trace: Tracer::new(cpu),
         }
     }
 
@@ -102,7 +107,9 @@ pub fn run(
     }
     ctx.switch_to(vcpu);
     state.load();
+    ctx.trace.schedule_in(vcpu);
     let why = Run { vcpu, state, ctx }.until_put(slice_end);
+    ctx.trace.schedule_out(why);
     state.put();
     why
 }
@@ -264,6 +271,7 @@ impl Run<'_> {
             control.mark_dirty(Clean::ASID);
         }
         control.tlb_control = grant.tlb_control;
+        self.ctx.trace.entry(Level::L1, &state.vmcb01);
         world_switch(&mut state.vmcb01, &mut state.gprs, self.ctx.guards, &mut state.spec);
         self.ctx.pool.entered();
         state.tag.entered();
@@ -277,6 +285,7 @@ impl Run<'_> {
             state.requeue(int_info);
         }
         state.lapic.observe_v_tpr((state.vmcb01.control.int_ctl & int_ctl::V_TPR) as u8);
+        self.ctx.trace.exit(Level::L1, &state.vmcb01);
         let code = ExitCode::from_hardware(state.vmcb01.control.exit_code);
         if state.step.is_some() && self.end_step(code) { exit::FINISHED } else { code }
     }

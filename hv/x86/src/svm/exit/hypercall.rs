@@ -6,6 +6,7 @@ use crate::svm::vcpu::VcpuState;
 use addr::Gva;
 use hv_core::hypercall::{self, CallResult, Width};
 use hv_core::platform::{CallIo, Fault};
+use hv_core::trace::{Kind, Level};
 use xen_abi::Errno;
 
 /// Reaches the caller's memory by linear address, with the caller's rights.
@@ -41,7 +42,9 @@ pub fn handle(run: &mut Run<'_>) -> Next {
         return finish(run, len, wide, Errno::ENOSYS.result());
     };
     let vcpu = run.vcpu;
-    match hypercall::dispatch(vcpu, &mut Io(run), number, args, width) {
+    let result = hypercall::dispatch(vcpu, &mut Io(run), number, args, width);
+    run.ctx.trace.rare(Level::L1, Kind::HYPERCALL, number, args[0], value(&result));
+    match result {
         CallResult::Return(value) => finish(run, len, wide, value),
         CallResult::Block(value) => {
             finish(run, len, wide, value);
@@ -64,6 +67,17 @@ pub fn handle(run: &mut Run<'_>) -> Next {
             }
             Next::Resume
         }
+    }
+}
+
+/// What the trace shows of a result; of a call that goes on, the argument it goes on with.
+fn value(result: &CallResult) -> u64 {
+    match *result {
+        CallResult::Return(value)
+        | CallResult::Block(value)
+        | CallResult::Yield(value)
+        | CallResult::Stop(value) => value as u64,
+        CallResult::Continue(args) => args[0],
     }
 }
 

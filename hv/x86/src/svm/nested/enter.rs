@@ -13,6 +13,7 @@ use crate::svm::run::{Run, world_switch};
 use crate::trap::vector;
 use addr::{Gpa, GuestMemory, Hpa};
 use core::sync::atomic::Ordering;
+use hv_core::trace::{Kind, Level};
 use vsvm::asid::Flush;
 use vsvm::events::{self, Action, Line, Pending, View, Windows};
 use vsvm::layout::{Clean, Event, ExitCode, Intercept, Intercepts, Vmcb, int_ctl};
@@ -72,6 +73,7 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
             compose(run, pick.slot, dirty, selected.resync);
             let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
             nested.machine.enter(pick.slot, resume);
+            run.ctx.trace.detail(Level::L1, Kind::NESTED_ENTRY, 0, gpa.raw(), 0);
             set_v_gif(&mut run.state.vmcb01);
             run.note_entry();
             let Some(nested) = run.state.nested.as_deref_mut() else { return Tier1::Slow };
@@ -346,6 +348,7 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
     if guards.has(Guards::IN_VMCB) {
         own.vmcb02.save.spec_ctrl = run.state.vmcb01.save.spec_ctrl;
     }
+    run.ctx.trace.entry(Level::L2, &own.vmcb02);
     world_switch(&mut own.vmcb02, &mut run.state.gprs, guards, &mut run.state.spec);
     run.ctx.pool.entered();
     let Some(nested) = run.state.nested.as_deref_mut() else { return ExitCode::INVALID };
@@ -355,6 +358,7 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
     nested.asids.tag(nested.tag).entered();
     nested.machine.has_run();
     let shares_tpr = nested.machine.slot(slot).c12.checked().is_some_and(|c12| !c12.intr_masking());
+    run.ctx.trace.exit(Level::L2, &nested.slots[slot].vmcb02);
     let control = &mut nested.slots[slot].vmcb02.control;
     if shares_tpr {
         run.state.lapic.observe_v_tpr((control.int_ctl & int_ctl::V_TPR) as u8);

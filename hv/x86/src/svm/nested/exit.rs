@@ -8,6 +8,7 @@ use crate::svm::run::{Next, Run};
 use crate::svm::vcpu::VcpuState;
 use crate::svm::{Features, switch};
 use addr::{Gpa, GuestMemory, Ngpa};
+use hv_core::trace::{Kind, Level};
 use stage2::shadow::FaultOutcome;
 use stage2::walk12::Access;
 use vsvm::layout::{Event, EventKind, ExitCode};
@@ -127,6 +128,7 @@ pub fn reflect_now(run: &mut Run<'_>, exit: Exit) {
     let memory = &run.vcpu.domain().memory;
     let Some(nested) = run.state.nested.as_deref_mut() else { return };
     let Some(active) = nested.machine.leave() else { return };
+    run.ctx.trace.detail(Level::L2, Kind::REFLECT, exit.code.0 as u32, 0, 0);
     nested.raised = None;
     let own = &mut nested.slots[active.slot % super::SLOTS];
     let gpa = nested.machine.slot(active.slot).c12.gpa();
