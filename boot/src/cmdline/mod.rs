@@ -114,15 +114,11 @@ impl ConSwitch {
     }
 }
 
-/// Schedulers that Xen has a name for.
+/// The schedulers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum Scheduler {
+    /// Proportional share by credit, with caps.
     Credit,
-    Credit2,
-    Arinc653,
-    Rtds,
-    Null,
 }
 
 /// How far the time stamp counters of this machine can be trusted.
@@ -195,12 +191,6 @@ pub enum RebootMethod {
     Cf9,
     /// Port 0xcf9, power cycle.
     Cf9Power,
-    /// EFI runtime service.
-    Efi,
-    /// Wait for a human.
-    No,
-    /// By hypercall to the hypervisor below.
-    Xen,
 }
 
 /// `reboot=`
@@ -210,6 +200,8 @@ pub struct Reboot {
     pub method: Option<RebootMethod>,
     /// Ask firmware to skip its memory test.
     pub warm: bool,
+    /// `no`: not by itself after a fatal error, as `noreboot`.
+    pub never: bool,
 }
 
 /// `dom0_mem=`, in bytes.
@@ -289,7 +281,7 @@ impl Default for Options {
             trace: Trace::Exits,
             noreboot: false,
             reboot: Reboot::default(),
-            sched: Scheduler::Credit2,
+            sched: Scheduler::Credit,
             spec_ctrl: Vec::new(),
             tsc: None,
             watchdog: Watchdog::Off,
@@ -345,6 +337,7 @@ fn take(options: &mut Options, word: &Word) -> Result<(), (Severity, String, Str
     };
     option.apply(options, value).map_err(|fault| match fault {
         Fault::NoEffect(why) => (Severity::Warning, why.into(), String::new()),
+        Fault::Absent(what, remedy) => (Severity::Error, what.into(), remedy.into()),
         Fault::Value => (
             Severity::Error,
             format!("`{}` cannot be set so", option.name),

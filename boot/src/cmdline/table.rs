@@ -1,7 +1,7 @@
 //! The table of options.
 
 use super::value::{self, Fault, Value};
-use super::{Crash, Options, Scheduler, Trace, Tsc, UnknownNmi};
+use super::{Crash, Options, Trace, Tsc, UnknownNmi};
 use crate::words::{integer, size};
 use alloc::string::String;
 use core::fmt::{self, Write};
@@ -53,7 +53,7 @@ options! {
     |o, v| v.text(|text| value::list(text, value::range)).map(|list| o.badpage.extend(list));
 
     "com1" "com1=<baud>|auto[,DPS[,<io-base>[,<irq>]]]", "115200,8n1,0x3f8,4",
-    "The first serial port. DPS is data bits (5-8), parity (n, o, e, m, s) and stop bits (1, 2). `auto` \
+    "The first serial port. The speed is 115200 divided by a whole number. DPS is data bits (5-8), parity (n, o, e, m, s) and stop bits (1, 2). `auto` \
      keeps the speed that firmware set; interrupt 0 polls. Pairs (`baud=`, `data-bits=`, `parity=`, \
      `stop-bits=`, `io-base=`, `irq=`) may follow, separated by commas.",
     |o, v| v.text(|text| value::serial(text, o.com1)).map(|com1| o.com1 = com1);
@@ -63,7 +63,7 @@ options! {
     |o, v| v.text(|text| value::serial(text, o.com2)).map(|com2| o.com2 = com2);
 
     "console" "console=com1|com2|vga[,...] or console=none", "com1,vga",
-    "Where the console appears.",
+    "Where the console appears: on all that are named. Input is taken from every serial port named.",
     |o, v| v.text(value::console).map(|list| o.console = list);
 
     "conswitch" "conswitch=<letter>[x]", "a",
@@ -94,12 +94,14 @@ options! {
     });
 
     "guest_loglvl" "guest_loglvl=<level>[/<rate-limited level>]", "none/warning",
-    "Which messages caused by guests are logged; levels as for `loglvl`.",
+    "Which messages caused by guests are logged; levels as for `loglvl`, and each group of guests has a limit of its \
+     own.",
     |o, v| v.text(value::log_levels).map(|levels| o.guest_loglvl = levels);
 
     "loglvl" "loglvl=<level>[/<rate-limited level>]", "info",
     "Which of the hypervisor's messages are logged: `none`, `error`, `warning`, `info`, `debug` or `all`. \
-     Those above the first level, up to the second, are rate-limited.",
+     Those above the first level, up to the second, are rate-limited: ten at once, and one more every 5 seconds. \
+     Why the machine stops, and answers to keys, are always shown.",
     |o, v| v.text(value::log_levels).map(|levels| o.loglvl = levels);
 
     "maxcpus" "maxcpus=<number>", "(all)",
@@ -112,26 +114,32 @@ options! {
     |o, v| v.text(size).map(|bytes| o.mem = (bytes != 0).then_some(bytes));
 
     "nmi" "nmi=ignore|dom0|fatal", "fatal",
-    "What to do with an NMI of unknown origin.",
+    "What to do with an NMI of the hardware: a system error on PCI, an I/O channel check, or one of unknown origin. \
+     `fatal` stops the machine with a report, `dom0` (which does not exist yet) logs it, `ignore` does nothing.",
     |o, v| v.one_of(&[
         ("ignore", UnknownNmi::Ignore), ("dom0", UnknownNmi::Dom0), ("fatal", UnknownNmi::Fatal),
-    ]).map(|nmi| o.nmi = nmi);
+    ]).and_then(|nmi| {
+        o.nmi = nmi;
+        if nmi == UnknownNmi::Dom0 {
+            return Err(Fault::NoEffect("there is no dom0 yet to tell: such an NMI is logged"));
+        }
+        Ok(())
+    });
 
     "noreboot" "noreboot[=<boolean>]", "no",
     "Do not restart the machine after a fatal error.",
     |o, v| v.boolean().map(|on| o.noreboot = on);
 
-    "reboot" "reboot=triple|kbd|acpi|cf9|Power|efi|no|xen[,warm|cold]", "(what the machine offers)",
-    "How to restart the machine; Xen's abbreviations (`t`, `k`, `a`, `p`, `P`, `e`, `n`, `x`, `w`, `c`) \
-     and its `pci` for `cf9` work too.",
-    |o, v| v.text(value::reboot).map(|reboot| o.reboot = reboot);
+    "reboot" "reboot=acpi|cf9|Power|kbd|triple|no[,warm|cold]", "(what the machine offers)",
+    "How to restart the machine: by ACPI's reset register, by port CF9h (`Power`: with a power cycle), by the keyboard \
+     controller, or by a triple fault. What does nothing is followed by the others, in this order but for `Power`. `no` \
+     is `noreboot`; `warm` asks firmware to skip its memory test. Xen's abbreviations (`a`, `p`, `P`, `k`, `t`, `n`, \
+     `w`, `c`) and its `pci` for `cf9` work too; its `efi` and `xen` do not exist.",
+    |o, v| value::reboot(v).map(|reboot| o.reboot = reboot);
 
-    "sched" "sched=credit|credit2|arinc653|rtds|null", "credit2",
-    "The scheduler.",
-    |o, v| v.one_of(&[
-        ("credit", Scheduler::Credit), ("credit2", Scheduler::Credit2), ("arinc653", Scheduler::Arinc653),
-        ("rtds", Scheduler::Rtds), ("null", Scheduler::Null),
-    ]).map(|sched| o.sched = sched);
+    "sched" "sched=credit", "credit",
+    "The scheduler. There is one: shares by weight, with caps.",
+    |o, v| value::scheduler(v).map(|sched| o.sched = sched);
 
     "spec-ctrl" "spec-ctrl=<item>[,...]", "(by CPU)",
     "Mitigations of speculative side channels, in Xen's items (`no`, `ibrs=<boolean>`, ...).",

@@ -96,6 +96,8 @@ fn serial_ports() {
         "com1=fast",
         "com1=0",
         "com1=230400",
+        "com1=56000",
+        "com1=1",
         "com1=9600,9n1",
         "com1=9600,8x1",
         "com1=9600,8n12",
@@ -131,13 +133,13 @@ fn levels_consoles_and_keys() {
 #[test]
 fn the_other_options() {
     let o = good(
-        "sched=null maxcpus=4 mem=2G tsc=stable:socket watchdog=force spec-ctrl=no-xen,ibrs=1 nmi=ignore \
+        "sched=credit maxcpus=4 mem=2G tsc=stable:socket watchdog=force spec-ctrl=no-xen,ibrs=1 nmi=ignore \
          reboot=a,warm badpage=0x12345,16-32 badpage=7",
     );
-    assert_eq!((o.sched, o.maxcpus, o.mem), (Scheduler::Null, Some(4), Some(2 << 30)));
+    assert_eq!((o.sched, o.maxcpus, o.mem), (Scheduler::Credit, Some(4), Some(2 << 30)));
     assert_eq!((o.tsc, o.watchdog, o.nmi), (Some(Tsc::StableSocket), Watchdog::Force, UnknownNmi::Ignore));
     assert_eq!(o.spec_ctrl, ["no-xen", "ibrs=1"]);
-    assert_eq!(o.reboot, Reboot { method: Some(RebootMethod::Acpi), warm: true });
+    assert_eq!(o.reboot, Reboot { method: Some(RebootMethod::Acpi), warm: true, never: false });
     assert_eq!(o.badpage, [(0x12345, 0x12345), (16, 32), (7, 7)]);
     assert_eq!(good("watchdog").watchdog, Watchdog::On);
     assert_eq!(good("mem=4096").mem, Some(4 << 20), "a bare size counts KiB");
@@ -146,6 +148,42 @@ fn the_other_options() {
     {
         assert_eq!(bad(word).severity, Severity::Error, "{word}");
     }
+}
+
+#[test]
+fn every_way_to_restart_that_there_is_and_no_other() {
+    use RebootMethod as M;
+    let rows = [
+        ("t", "triple", M::Triple),
+        ("k", "kbd", M::Keyboard),
+        ("a", "acpi", M::Acpi),
+        ("p", "cf9", M::Cf9),
+        ("pci", "pci", M::Cf9),
+        ("P", "Power", M::Cf9Power),
+    ];
+    for (short, long, method) in rows {
+        for word in [short, long] {
+            assert_eq!(good(&format!("reboot={word}")).reboot.method, Some(method), "{word}");
+        }
+    }
+    assert_eq!(good("reboot=no").reboot, Reboot { never: true, ..Reboot::default() });
+    assert!(!good("reboot=w,c").reboot.warm, "the last word wins");
+    for word in ["reboot=efi", "reboot=x", "reboot=a,e"] {
+        let problem = bad(word);
+        assert!(problem.what.contains("EFI") && problem.remedy.contains("`cf9`"), "{problem}");
+    }
+}
+
+#[test]
+fn other_schedulers_and_a_dom0_to_tell_are_missed_aloud() {
+    for word in ["sched=credit2", "sched=null", "sched=rtds", "sched=arinc653"] {
+        let problem = bad(word);
+        assert_eq!(problem.severity, Severity::Error);
+        assert!(problem.remedy.contains("`credit`"), "{problem}");
+    }
+    assert!(bad("sched=fair").remedy.contains("sched=credit"));
+    let (options, problems) = parse("nmi=dom0");
+    assert_eq!((options.nmi, problems[0].severity), (UnknownNmi::Dom0, Severity::Warning));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The values of options: from what stands behind `=` to what it means.
 
 use super::{
-    ConSwitch, ConsoleDevice, Dom0Memory, LogLevel, LogLevels, Parity, Reboot, RebootMethod, Serial, Watchdog,
+    ConSwitch, ConsoleDevice, Dom0Memory, LogLevel, LogLevels, Parity, Reboot, RebootMethod, Scheduler,
+    Serial, Watchdog,
 };
 use crate::words::{boolean, integer, size};
 use alloc::vec::Vec;
@@ -24,6 +25,8 @@ pub(super) enum Fault {
     Value,
     /// The option is known, but does nothing here.
     NoEffect(&'static str),
+    /// Xen has this value, Testudo has not: what is missing, and what to write instead.
+    Absent(&'static str, &'static str),
 }
 
 impl<'a> Value<'a> {
@@ -103,13 +106,13 @@ fn serial_pair(serial: &mut Serial, name: &str, value: &str) -> Option<()> {
     Some(())
 }
 
-/// The divisor of a PC's UART divides 115200, so a faster line cannot be had.
+/// A PC's UART divides 115200 by a whole number of 16 bits: no other speed can be had.
 fn baud(text: &str) -> Option<Option<u32>> {
     if text == "auto" {
         return Some(None);
     }
     let baud = u32::try_from(integer(text)?).ok()?;
-    (2..=115_200).contains(&baud).then_some(Some(baud))
+    ((2..=115_200).contains(&baud) && 115_200 % baud == 0).then_some(Some(baud))
 }
 
 /// Data bits, parity and stop bits in three characters, as in `8n1`.
@@ -173,30 +176,41 @@ pub(super) fn watchdog(value: Value<'_>) -> Result<Watchdog, Fault> {
 }
 
 /// Xen looks at first letters only; whole names are accepted too, and `cf9` for what Xen calls `pci`.
-pub(super) fn reboot(text: &str) -> Option<Reboot> {
+pub(super) fn reboot(value: Value<'_>) -> Result<Reboot, Fault> {
+    let Value::Text(text) = value else { return Err(Fault::Value) };
     let mut reboot = Reboot::default();
     for part in text.split(',') {
         match part {
             "w" | "warm" => reboot.warm = true,
             "c" | "cold" => reboot.warm = false,
-            _ => reboot.method = Some(reboot_method(part)?),
+            "n" | "no" => reboot.never = true,
+            "t" | "triple" => reboot.method = Some(RebootMethod::Triple),
+            "k" | "kbd" => reboot.method = Some(RebootMethod::Keyboard),
+            "a" | "acpi" => reboot.method = Some(RebootMethod::Acpi),
+            "p" | "pci" | "cf9" => reboot.method = Some(RebootMethod::Cf9),
+            "P" | "Power" => reboot.method = Some(RebootMethod::Cf9Power),
+            "e" | "efi" | "x" | "xen" => {
+                let what = "Testudo cannot restart the machine by EFI or by a hypervisor below it";
+                return Err(Fault::Absent(
+                    what,
+                    "write `acpi`, `cf9`, `Power`, `kbd` or `triple`, or nothing",
+                ));
+            }
+            _ => return Err(Fault::Value),
         }
     }
-    Some(reboot)
+    Ok(reboot)
 }
 
-fn reboot_method(text: &str) -> Option<RebootMethod> {
-    Some(match text {
-        "t" | "triple" => RebootMethod::Triple,
-        "k" | "kbd" => RebootMethod::Keyboard,
-        "a" | "acpi" => RebootMethod::Acpi,
-        "p" | "pci" | "cf9" => RebootMethod::Cf9,
-        "P" | "Power" => RebootMethod::Cf9Power,
-        "e" | "efi" => RebootMethod::Efi,
-        "n" | "no" => RebootMethod::No,
-        "x" | "xen" => RebootMethod::Xen,
-        _ => return None,
-    })
+pub(super) fn scheduler(value: Value<'_>) -> Result<Scheduler, Fault> {
+    match value {
+        Value::Text("credit") => Ok(Scheduler::Credit),
+        Value::Text("credit2" | "arinc653" | "rtds" | "null") => Err(Fault::Absent(
+            "Testudo has no such scheduler",
+            "there is one, `credit`: write that, or nothing",
+        )),
+        _ => Err(Fault::Value),
+    }
 }
 
 pub(super) fn dom0_memory(text: &str) -> Option<Dom0Memory> {

@@ -11,6 +11,7 @@
 //! }
 //! ```
 
+use crate::console::gate;
 use crate::domain::{Action, Domain, DomainConfig, Domains, Life};
 use crate::platform::{Arch, Lock, PcpuId};
 use crate::sched::{Busy, Picked, Policy, Scheduler, Tunables, WhyPut};
@@ -73,13 +74,19 @@ impl<A: Arch> Machine<A> {
 
     // ---- the loop of a pCPU ------------------------------------------------------------------------------
 
-    /// What `pcpu` (the caller) shall run, with its clock and runstate up to date. `None`: it is idle.
+    /// What `pcpu` (the caller) shall run, with its clock and runstate up to date. `None`: it is idle; its timer is
+    /// armed for when something may run again whose domain has used up its `cap=`.
     /// `Picked::migrated` asks the architecture for what a change of pCPU costs.
     pub fn pick(&self, pcpu: PcpuId) -> Option<Picked<Vcpu<A>>> {
         // Each round takes one vCPU out of the queues that may not run; it comes back only when woken.
         loop {
             let now = A::now();
-            let picked = self.sched.pick(pcpu, now)?;
+            let Some(picked) = self.sched.pick(pcpu, now) else {
+                if let Some(refill) = self.sched.next_refill(pcpu, now) {
+                    A::arm_timer(refill);
+                }
+                return None;
+            };
             if picked.vcpu.may_run() {
                 picked.vcpu.started(now, picked.migrated);
                 return Some(picked);
@@ -107,6 +114,12 @@ impl<A: Arch> Machine<A> {
         if vcpu.domain().life() == Life::Dying {
             A::tend(vcpu.domain());
         }
+    }
+
+    /// Whether `pcpu` must put `vcpu`, which it runs: its slice, which ended at `slice_end`, is over and somebody else
+    /// waits or its domain is capped.
+    pub fn slice_over(&self, pcpu: PcpuId, vcpu: &Vcpu<A>, slice_end: u64) -> bool {
+        self.sched.slice_over(pcpu, vcpu, slice_end, A::now())
     }
 
     /// Whether `pcpu` should put what it runs because something else comes first.
@@ -244,7 +257,7 @@ impl<A: Arch> Machine<A> {
         domain.grants.lock().clear();
         self.stopped.lock().retain(|other| !Arc::ptr_eq(other, domain));
         self.domains.remove(domain.id());
-        log::info!("domain {}: destroyed", domain.name());
+        log::info!(target: gate::life(), "domain {}: destroyed", domain.name());
         Ok(())
     }
 

@@ -1,15 +1,21 @@
-//! The console of the machine: one lock, the serial line below, keys above.
+//! The console of the machine: one lock, the serial lines and the screen below, keys above.
+//!
+//! A log record never waits for the lock: where another CPU has it, or this CPU has it below an interrupt handler,
+//! the record is put aside, and whoever has the lock shows it before letting go. So a handler that logs cannot
+//! deadlock, and no CPU with its interrupts held waits for another's slow serial line.
 
-use crate::cpu::percpu;
+mod late;
+
 use crate::guest::arch::{self, X86};
+use crate::start::config;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
 use hv_core::console::{Console, Conswitch, InputEvent, Sink};
 use hv_core::domain::Domain;
-use spin::Mutex;
+use late::Late;
+use spin::{Mutex, MutexGuard};
 
-/// The serial line.
+/// The serial lines and the screen.
 #[derive(Debug)]
 pub struct Line;
 
@@ -20,22 +26,35 @@ impl Sink for Line {
     }
 }
 
-static CONSOLE: Mutex<Option<Console<Line>>> = Mutex::new(None);
-/// CPU that holds the lock, plus 1.
-static HOLDER: AtomicU32 = AtomicU32::new(0);
+type Locked<'a> = MutexGuard<'a, Option<Console<Line>>>;
 
-/// Runs `f` on the console. `None` before [`init`], and for a CPU that holds the lock already: an interrupt
-/// handler that logs while its CPU prints.
+static CONSOLE: Mutex<Option<Console<Line>>> = Mutex::new(None);
+static LATE: Late = Late::new();
+
+/// Runs `f` on the console, waiting for it. Not for interrupt handlers. `None` before [`init`].
 fn with<R>(f: impl FnOnce(&mut Console<Line>) -> R) -> Option<R> {
-    let me = percpu::this().index + 1;
-    if HOLDER.load(Ordering::Relaxed) == me {
-        return None;
-    }
     let mut console = CONSOLE.lock();
-    HOLDER.store(me, Ordering::Relaxed);
     let result = console.as_mut().map(f);
-    HOLDER.store(0, Ordering::Relaxed);
+    release(console);
     result
+}
+
+/// Shows what was put aside, and lets go of the console.
+fn release(mut console: Locked<'_>) {
+    loop {
+        if let Some(console) = console.as_mut() {
+            LATE.drain(|text| console.log(text));
+        }
+        drop(console);
+        // Whoever put something aside after the last look has found the lock taken, and relies on this one.
+        if LATE.is_empty() {
+            return;
+        }
+        match CONSOLE.try_lock() {
+            Some(again) => console = again,
+            None => return,
+        }
+    }
 }
 
 /// The character that switches the input, and whether a domain gets it after boot.
@@ -70,9 +89,20 @@ pub fn domain_output(domain: &Domain<X86>, bytes: &[u8]) {
     with(|console| console.domain_output(domain.id().0, bytes, crate::time::now()));
 }
 
-/// A line of Testudo's log. `false`: not possible now.
-pub fn log(text: fmt::Arguments<'_>) -> bool {
-    with(|console| console.log(text)).is_some()
+/// A line of Testudo's log. Anywhere, also in interrupt handlers and with GIF=0; waits for no other CPU.
+pub fn log(text: fmt::Arguments<'_>) {
+    if let Some(mut console) = CONSOLE.try_lock() {
+        if let Some(console) = console.as_mut() {
+            LATE.drain(|earlier| console.log(earlier));
+            console.log(text);
+        }
+        return release(console);
+    }
+    LATE.push(text);
+    // The lock may have been let go just before that.
+    if let Some(console) = CONSOLE.try_lock() {
+        release(console);
+    }
 }
 
 /// Incomplete lines that have waited long enough.
@@ -85,12 +115,7 @@ pub fn flush() {
     with(Console::flush);
 }
 
-/// The end of the log, for a panic: the lock's holder may be stopped.
-pub fn force_unlock() {
-    HOLDER.store(0, Ordering::Relaxed);
-}
-
-/// What has arrived on the serial line. Called by the boot CPU with no lock held.
+/// What has arrived on the serial lines. Called by the boot CPU with no lock held.
 pub fn poll_input() {
     let mut buffer = [0; 64];
     let n = crate::serial::read(&mut buffer);
@@ -101,7 +126,8 @@ pub fn poll_input() {
                     domain.console_input(bytes.as_bytes());
                 }
             }
-            Some(InputEvent::Command { key, handler }) => handler(key),
+            // Who asks gets the answer, whatever the levels of the log.
+            Some(InputEvent::Command { key, handler }) => config::gate().opened(|| handler(key)),
             Some(InputEvent::Nothing) | None => {}
         }
     }

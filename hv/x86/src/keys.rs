@@ -16,6 +16,9 @@ pub fn register(console: &mut Console<Line>) {
     console.register_key(b'C', "crash: Testudo fails on purpose, with a full report", |_| {
         crate::report::crash::now(crate::start::config::options().crash_key)
     });
+    console.register_key(b'N', "raise an NMI on this CPU", |_| {
+        crate::apic::send_nmi(crate::apic::id());
+    });
     console.register_key(b'R', "restart the machine", |_| crate::power::reboot());
     console.register_key(b'P', "turn the machine off", |_| crate::power::off());
 }

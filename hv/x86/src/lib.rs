@@ -9,9 +9,6 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-/// Target of log records that a guest causes: `guest_loglvl=` decides about them.
-pub const GUEST: &str = "guest";
-
 pub mod apic;
 pub mod console;
 pub mod cpu;

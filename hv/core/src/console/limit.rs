@@ -1,101 +1,100 @@
-//! A rate limit for log lines that a guest can cause.
+//! Rate limits of the log, so that nobody who can cause a message can flood it.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-/// Speakers are kept apart in this many groups, so that one that floods does not silence the others.
-const SLOTS: usize = 8;
+/// A second, in ns.
 const SECOND: u64 = 1_000_000_000;
 
-/// Whether a line may be shown.
+/// Whether a message may be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Yes; so many before it were not.
     Show {
-        /// Lines withheld since the last one shown.
-        withheld: u16,
+        /// Messages withheld since the last one shown.
+        withheld: u32,
     },
     /// No.
     Withhold,
 }
 
-/// At most `n` lines per second and group of speakers, from one place in the code. Lock-free.
+/// So many messages at once, and one more for each interval that passes. Lock-free.
+///
+/// It keeps the time at which the whole burst would be there again (the "virtual scheduling" form of the generic cell
+/// rate algorithm, ITU-T I.371).
 #[derive(Debug)]
 pub struct RateLimit {
-    per_second: u16,
-    /// second 63:32, lines shown in it 31:16, lines withheld 15:0
-    slots: [AtomicU64; SLOTS],
+    interval: u64,
+    burst: u64,
+    full_at: AtomicU64,
+    withheld: AtomicU32,
 }
 
 impl RateLimit {
-    /// `per_second` lines in each second.
-    pub const fn new(per_second: u16) -> Self {
-        Self { per_second, slots: [const { AtomicU64::new(0) }; SLOTS] }
+    /// Xen's: ten messages, and one every five seconds.
+    pub const fn xens() -> Self {
+        Self::new(10, 5 * SECOND)
     }
 
-    /// Asks for one line, of or about `speaker` (a domain id), at `now` (nanoseconds, any clock that goes on).
-    pub fn check(&self, now: u64, speaker: u16) -> Verdict {
-        let second = (now / SECOND) as u32;
-        let mut verdict = Verdict::Withhold;
-        let _ = self.slots[usize::from(speaker) % SLOTS].fetch_update(Relaxed, Relaxed, |slot| {
-            let (shown, withheld) = ((slot >> 16) as u16, slot as u16);
-            let shown = if (slot >> 32) as u32 == second { shown } else { 0 };
-            let (shown, left) = if shown < self.per_second {
-                verdict = Verdict::Show { withheld };
-                (shown + 1, 0)
-            } else {
-                verdict = Verdict::Withhold;
-                (shown, withheld.saturating_add(1))
-            };
-            Some(u64::from(second) << 32 | u64::from(shown) << 16 | u64::from(left))
-        });
-        verdict
+    /// `burst` messages at once (at least one), and one more every `interval` ns.
+    pub const fn new(burst: u32, interval: u64) -> Self {
+        let burst = if burst == 0 { 1 } else { burst as u64 };
+        Self { interval, burst, full_at: AtomicU64::new(0), withheld: AtomicU32::new(0) }
     }
-}
 
-/// `log::warn!` for what a guest can cause: at most five lines per second from this place for each guest.
-/// `limited_warn!(now_ns, domid, "text {}", value)`.
-#[macro_export]
-macro_rules! limited_warn {
-    ($now:expr, $domid:expr, $($text:tt)+) => {{
-        static LIMIT: $crate::console::RateLimit = $crate::console::RateLimit::new(5);
-        match LIMIT.check($now, $domid) {
-            $crate::console::Verdict::Show { withheld: 0 } => $crate::console::__log::warn!($($text)+),
-            $crate::console::Verdict::Show { withheld } => $crate::console::__log::warn!(
-                "{} ({withheld} like it not shown)", ::core::format_args!($($text)+)),
-            $crate::console::Verdict::Withhold => {}
+    /// Asks for one message at `now` (ns, any clock that goes on).
+    pub fn check(&self, now: u64) -> Verdict {
+        let most = now.saturating_add(self.interval.saturating_mul(self.burst));
+        let take = |full_at: u64| {
+            let next = full_at.max(now).saturating_add(self.interval);
+            (next <= most).then_some(next)
+        };
+        if self.full_at.fetch_update(SeqCst, SeqCst, take).is_ok() {
+            return Verdict::Show { withheld: self.withheld.swap(0, SeqCst) };
         }
-    }};
+        let _ = self.withheld.fetch_update(SeqCst, SeqCst, |n| n.checked_add(1));
+        Verdict::Withhold
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const SHOW: Verdict = Verdict::Show { withheld: 0 };
 
     #[test]
-    fn so_many_per_second_and_the_rest_is_counted() {
-        let limit = RateLimit::new(2);
-        let ask = |now| limit.check(now, 1);
-        assert_eq!(ask(0), Verdict::Show { withheld: 0 });
-        assert_eq!(ask(1), Verdict::Show { withheld: 0 });
-        assert_eq!(ask(SECOND - 1), Verdict::Withhold);
-        assert_eq!(ask(SECOND - 1), Verdict::Withhold);
-        assert_eq!(ask(SECOND), Verdict::Show { withheld: 2 });
-        assert_eq!(ask(SECOND), Verdict::Show { withheld: 0 });
-        assert_eq!(ask(2 * SECOND - 1), Verdict::Withhold);
+    fn a_burst_then_one_each_interval_and_the_rest_is_counted() {
+        let limit = RateLimit::new(2, SECOND);
+        assert_eq!([limit.check(7), limit.check(7), limit.check(8)], [SHOW, SHOW, Verdict::Withhold]);
+        assert_eq!(limit.check(SECOND), Verdict::Withhold);
+        assert_eq!(limit.check(SECOND + 7), Verdict::Show { withheld: 2 });
+        assert_eq!(limit.check(SECOND + 8), Verdict::Withhold);
+        // After a long silence the burst is there again, and no more than that.
+        let later = 100 * SECOND;
+        assert_eq!(limit.check(later), Verdict::Show { withheld: 1 });
+        assert_eq!([limit.check(later), limit.check(later)], [SHOW, Verdict::Withhold]);
     }
 
     #[test]
-    fn one_that_floods_does_not_silence_another() {
-        let limit = RateLimit::new(1);
-        let shown = (0..100_000).filter(|_| limit.check(5, 1) != Verdict::Withhold).count();
-        assert_eq!(shown, 1);
-        assert_eq!(limit.check(5, 2), Verdict::Show { withheld: 0 });
-        assert_eq!(limit.check(SECOND, 1), Verdict::Show { withheld: u16::MAX }, "the count saturates");
+    fn a_flood_shows_what_xen_would_show_of_it() {
+        let limit = RateLimit::xens();
+        let shown = (0..60_000u64).filter(|ms| limit.check(ms * 1_000_000) != Verdict::Withhold).count();
+        assert_eq!(shown, 10 + 11, "ten, and one for each full five seconds of the minute");
     }
 
-    #[test]
-    fn the_macro_expands() {
-        limited_warn!(0, 3, "guest {} did {}", 3, "that");
-        limited_warn!(0, 3, "plain");
+    proptest! {
+        #[test]
+        fn never_more_than_the_burst_and_the_intervals_allow(
+            burst in 1u32..20, steps in prop::collection::vec(0u64..3, 1..300),
+        ) {
+            let limit = RateLimit::new(burst, 10);
+            let (mut now, mut shown) = (0, 0u64);
+            for step in steps {
+                now += step;
+                shown += u64::from(limit.check(now) != Verdict::Withhold);
+            }
+            prop_assert!(shown <= u64::from(burst) + now / 10);
+        }
     }
 }

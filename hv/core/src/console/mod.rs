@@ -24,6 +24,7 @@
 //! go of it.
 
 mod filter;
+pub mod gate;
 mod input;
 mod limit;
 mod log_ring;
@@ -33,8 +34,6 @@ mod tests;
 
 pub use input::{Conswitch, Handler, InputBytes, InputEvent};
 pub use limit::{RateLimit, Verdict};
-#[doc(hidden)]
-pub use log as __log;
 pub use log_ring::LogRing;
 
 use alloc::string::String;

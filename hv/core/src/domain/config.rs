@@ -37,6 +37,8 @@ pub struct DomainConfig {
     pub vcpus: u32,
     /// Share of the machine relative to other domains' vCPUs; 256 is usual.
     pub weight: u32,
+    /// Most CPU time that its vCPUs may use together, in percent of one pCPU; 0 for no limit.
+    pub cap: u32,
     /// pCPUs its vCPUs may run on.
     pub affinity: Affinity,
     /// Most pages of RAM it may have.
@@ -71,6 +73,7 @@ impl DomainConfig {
             name: name.into(),
             vcpus,
             weight: 256,
+            cap: 0,
             affinity: Affinity::ALL,
             max_pages,
             memory_map: Vec::new(),

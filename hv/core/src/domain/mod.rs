@@ -10,11 +10,13 @@ pub use config::{Action, DomainConfig, MemoryRegion};
 pub use console::ConsoleRing;
 pub use registry::Domains;
 
+use crate::console::gate;
 use crate::evtchn::EventChannels;
 use crate::grant::GrantTable;
 use crate::hypercall::Width;
 use crate::machine::Machine;
 use crate::platform::{Arch, DomainMemory, Lock, PageOf};
+use crate::sched::Budget;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use crate::time::write_wallclock;
 use crate::vcpu::{Pending, Vcpu, VcpuId};
@@ -63,6 +65,7 @@ pub struct Domain<A: Arch> {
     id: DomId,
     config: DomainConfig,
     machine: Arc<Machine<A>>,
+    budget: Option<Arc<Budget>>,
     /// Its physical memory.
     pub memory: A::Memory,
     /// What the architecture keeps here.
@@ -113,6 +116,7 @@ impl<A: Arch> Domain<A> {
             id,
             evtchn: EventChannels::new(config.vcpus, config.max_port),
             grants: Lock::<A, _>::new(GrantTable::new(config.max_grant_frames)),
+            budget: Budget::new(config.cap, config.vcpus, machine.sched.period()).map(Arc::new),
             config,
             machine,
             memory,
@@ -154,6 +158,10 @@ impl<A: Arch> Domain<A> {
     pub fn machine(&self) -> &Arc<Machine<A>> {
         &self.machine
     }
+    /// The CPU time that its vCPUs share, if it is capped.
+    pub(crate) fn budget(&self) -> Option<&Arc<Budget>> {
+        self.budget.as_ref()
+    }
     /// The vCPU of this number; `None` also when the domain has been destroyed.
     pub fn vcpu(&self, id: VcpuId) -> Option<Arc<Vcpu<A>>> {
         self.vcpus.get()?.get(id.index())?.upgrade()
@@ -189,7 +197,7 @@ impl<A: Arch> Domain<A> {
         if let Some(first) = self.vcpu(VcpuId(0)) {
             first.bring_up();
         }
-        log::info!("domain {}: started", self.name());
+        log::info!(target: gate::life(), "domain {}: started", self.name());
         true
     }
 
@@ -230,7 +238,7 @@ impl<A: Arch> Domain<A> {
                 Err(found) => old = found,
             }
         }
-        log::info!("domain {}: shut down: {}", self.name(), reason.text());
+        log::info!(target: gate::life(), "domain {}: shut down: {}", self.name(), reason.text());
         self.stop_vcpus();
         self.machine.stopped(self);
         true
@@ -240,7 +248,7 @@ impl<A: Arch> Domain<A> {
     pub fn crash(self: &Arc<Self>, why: fmt::Arguments<'_>) {
         // The first reason is the one that matters; later ones follow from it.
         if matches!(self.life(), Life::Running | Life::Building) {
-            log::error!("domain {}: crashed: {why}", self.name());
+            log::error!(target: gate::life(), "domain {}: crashed: {why}", self.name());
         }
         self.shutdown(ShutdownReason::CRASH);
     }

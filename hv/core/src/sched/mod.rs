@@ -3,8 +3,10 @@
 //! Each pCPU has a run queue under a lock of its own; nobody holds two of them. A pCPU that looks for
 //! work also looks into the other queues and takes from there what is further ahead than its own best,
 //! so that shares hold machine-wide and no pCPU idles beside work. What "ahead" means is the
-//! [`Policy`]'s business; the protocol of waking and blocking is [`Unit`]'s.
+//! [`Policy`]'s business; the protocol of waking and blocking is [`Unit`]'s. A unit whose [`Budget`] is used up stays
+//! queued and is passed over until the next period.
 
+mod budget;
 mod policy;
 #[cfg(test)]
 mod sim;
@@ -12,6 +14,7 @@ mod sim;
 mod tests;
 mod unit;
 
+pub use budget::Budget;
 pub use policy::{Credit, Policy, RoundRobin, Tunables, Visit};
 pub use unit::{Affinity, Place, Unit, Wake};
 
@@ -62,7 +65,15 @@ pub struct Busy;
 
 struct Queue<V> {
     waiting: Vec<Arc<V>>,
-    current: Option<(Arc<V>, u64)>,
+    current: Option<Current<V>>,
+}
+
+/// What runs on a pCPU.
+struct Current<V> {
+    vcpu: Arc<V>,
+    /// System time (ns) at which it began.
+    since: u64,
+    slice_end: u64,
 }
 
 struct Runqueue<V, I: Irq> {
@@ -110,6 +121,10 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
     /// Number of pCPUs.
     pub fn pcpus(&self) -> u32 {
         self.queues.len() as u32
+    }
+    /// How often consumed time is given back, in ns.
+    pub fn period(&self) -> u64 {
+        self.tunables.period
     }
     /// The policy's name.
     pub fn policy(&self) -> &'static str {
@@ -173,8 +188,8 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
         // Idle first, look afterwards: a waker enqueues first and looks for idle pCPUs afterwards, so one
         // of the two sees the other.
         rq.idle.store(true, SeqCst);
-        let own = self.best(&rq.queue.lock(), pcpu).map(|(_, precedence)| precedence);
-        let other = self.best_elsewhere(pcpu);
+        let own = self.best(&rq.queue.lock(), pcpu, now).map(|(_, precedence)| precedence);
+        let other = self.best_elsewhere(pcpu, now);
         let steal = match (own, other) {
             (_, None) => None,
             (None, Some((from, _))) => Some(from),
@@ -183,20 +198,44 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
                 (theirs > mine.saturating_add(margin)).then_some(from)
             }
         };
-        let taken = steal.and_then(|from| self.take(from, pcpu)).or_else(|| self.take(pcpu, pcpu));
+        let taken = steal.and_then(|from| self.take(from, pcpu, now)).or_else(|| self.take(pcpu, pcpu, now));
         let (vcpu, migrated) = taken?;
-        rq.queue.lock().current = Some((vcpu.clone(), now));
+        let budget = vcpu.unit().budget();
+        let slice = budget.map_or(u64::MAX, |budget| budget.slice(now)).min(self.tunables.slice);
+        let slice_end = now.saturating_add(slice);
+        rq.queue.lock().current = Some(Current { vcpu: vcpu.clone(), since: now, slice_end });
         rq.idle.store(false, SeqCst);
-        Some(Picked { vcpu, slice_end: now.saturating_add(self.tunables.slice), migrated })
+        Some(Picked { vcpu, slice_end, migrated })
+    }
+
+    /// Whether `pcpu` must put `vcpu`, which it runs and whose slice ended at `slice_end`: others wait, or its
+    /// budget must be looked at.
+    pub fn slice_over(&self, pcpu: PcpuId, vcpu: &V, slice_end: u64, now: u64) -> bool {
+        now >= slice_end && (self.waiting(pcpu) > 0 || vcpu.unit().budget().is_some())
+    }
+
+    /// When something that waits and may run on `pcpu` will have time again; after `now`. An idle pCPU must look
+    /// ([`Scheduler::pick`]) then.
+    pub fn next_refill(&self, pcpu: PcpuId, now: u64) -> Option<u64> {
+        let refill_of = |vcpu: &Arc<V>| {
+            let unit = vcpu.unit();
+            let budget = unit.budget().filter(|_| self.may_run_on(unit, pcpu))?;
+            Some(budget.refill_at(now))
+        };
+        let of_queue = |rq: &Runqueue<V, I>| rq.queue.lock().waiting.iter().filter_map(refill_of).min();
+        self.queues.iter().filter(|rq| rq.waiting.load(SeqCst) > 0).filter_map(of_queue).min()
     }
 
     /// `vcpu`, picked by `pcpu`, stops running there. Returns a pCPU to kick, if any.
     /// With [`WhyPut::Blocked`] a wake-up since [`Unit::arm`] makes it runnable at once.
     pub fn put(&self, pcpu: PcpuId, vcpu: &Arc<V>, now: u64, why: WhyPut) -> Option<PcpuId> {
         let current = self.rq(pcpu).queue.lock().current.take();
-        if let Some((_, since)) = current {
+        if let Some(Current { since, .. }) = current {
             let ran = now.saturating_sub(since);
             self.policy.charge(vcpu.unit(), ran);
+            if let Some(budget) = vcpu.unit().budget() {
+                budget.charge(ran);
+            }
             self.consumed.fetch_add(ran, SeqCst);
         }
         let unit = vcpu.unit();
@@ -255,8 +294,8 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
             self.push(target, vcpu);
             return Some(target);
         }
-        // Nobody is idle: preempt the one that is furthest behind, if it is far enough.
-        let mine = self.policy.precedence(unit, 0);
+        // Nobody is idle: preempt the one that is furthest behind, if it is far enough. What may not run preempts none.
+        let mine = if unit.affords(now) { self.policy.precedence(unit, 0) } else { i64::MIN };
         let weakest = allowed().filter_map(|pcpu| Some((pcpu, self.running(pcpu, now)?))).min_by_key(|r| r.1);
         let margin = i64::try_from(self.tunables.margin).unwrap_or(i64::MAX);
         if let Some((pcpu, _)) = weakest.filter(|&(_, theirs)| mine > theirs.saturating_add(margin)) {
@@ -268,14 +307,19 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
         let shortest = || allowed().min_by_key(|&pcpu| self.waiting(pcpu));
         let target = last.or_else(shortest).unwrap_or(PcpuId(0));
         self.push(target, vcpu);
-        // A pCPU that went idle meanwhile may have looked before the push.
-        allowed().find(idle)
+        // A pCPU that went idle meanwhile may have looked before the push. One that runs something whose slice ended
+        // while nobody waited has no timer set for it any more: it must be told.
+        let late = |pcpu: &PcpuId| {
+            let queue = self.rq(*pcpu).queue.lock();
+            queue.current.as_ref().is_some_and(|current| current.slice_end <= now)
+        };
+        allowed().find(idle).or_else(|| Some(target).filter(late))
     }
 
     /// Precedence of what runs on `pcpu`.
     fn running(&self, pcpu: PcpuId, now: u64) -> Option<i64> {
         let queue = self.rq(pcpu).queue.lock();
-        let (vcpu, since) = queue.current.as_ref()?;
+        let Current { vcpu, since, .. } = queue.current.as_ref()?;
         Some(self.policy.precedence(vcpu.unit(), now.saturating_sub(*since)))
     }
 
@@ -287,14 +331,18 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
         rq.waiting.store(queue.waiting.len(), SeqCst);
     }
 
-    /// Index and precedence of the first in `queue` that may run on `pcpu`.
-    fn best(&self, queue: &Queue<V>, pcpu: PcpuId) -> Option<(usize, i64)> {
+    /// Whether affinity lets `unit` run on `pcpu`. One to no pCPU of this machine counts as to all.
+    fn may_run_on(&self, unit: &Unit, pcpu: PcpuId) -> bool {
+        let affinity = unit.affinity();
+        affinity.contains(pcpu) || !self.pcpu_ids().any(|other| affinity.contains(other))
+    }
+
+    /// Index and precedence of the first in `queue` that may run on `pcpu` now.
+    fn best(&self, queue: &Queue<V>, pcpu: PcpuId, now: u64) -> Option<(usize, i64)> {
         let mut best = None;
         for (i, vcpu) in queue.waiting.iter().enumerate() {
             let unit = vcpu.unit();
-            let affinity = unit.affinity();
-            let homeless = !self.pcpu_ids().any(|p| affinity.contains(p));
-            if !affinity.contains(pcpu) && !homeless {
+            if !self.may_run_on(unit, pcpu) || !unit.affords(now) {
                 continue;
             }
             let yielded = unit.yielded.load(SeqCst);
@@ -306,21 +354,21 @@ impl<V: Schedulable, I: Irq> Scheduler<V, I> {
         best
     }
 
-    fn best_elsewhere(&self, pcpu: PcpuId) -> Option<(PcpuId, i64)> {
+    fn best_elsewhere(&self, pcpu: PcpuId, now: u64) -> Option<(PcpuId, i64)> {
         let others = self.pcpu_ids().filter(|&other| other != pcpu && self.waiting(other) > 0);
         others
             .filter_map(|other| {
                 let queue = self.rq(other).queue.lock();
-                Some((other, self.best(&queue, pcpu)?.1))
+                Some((other, self.best(&queue, pcpu, now)?.1))
             })
             .max_by_key(|&(_, precedence)| precedence)
     }
 
     /// Takes the best of `from`'s queue to run on `pcpu`.
-    fn take(&self, from: PcpuId, pcpu: PcpuId) -> Option<(Arc<V>, bool)> {
+    fn take(&self, from: PcpuId, pcpu: PcpuId, now: u64) -> Option<(Arc<V>, bool)> {
         let rq = self.rq(from);
         let mut queue = rq.queue.lock();
-        let (at, _) = self.best(&queue, pcpu)?;
+        let (at, _) = self.best(&queue, pcpu, now)?;
         let vcpu = queue.waiting.remove(at);
         // Those that yielded have let one go first.
         queue.waiting.iter().for_each(|other| other.unit().yielded.store(false, SeqCst));

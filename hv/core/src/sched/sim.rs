@@ -15,14 +15,16 @@ struct Load {
     affinity: Affinity,
     burst: u64,
     sleep: u64,
+    /// Its domain, by number, and that domain's cap in percent.
+    cap: Option<(usize, u32)>,
 }
 
 const fn busy(weight: u32) -> Load {
-    Load { weight, affinity: Affinity::ALL, burst: u64::MAX, sleep: 0 }
+    Load { weight, affinity: Affinity::ALL, burst: u64::MAX, sleep: 0, cap: None }
 }
 
 const fn sleeper(burst: u64, sleep: u64) -> Load {
-    Load { weight: 256, affinity: Affinity::ALL, burst, sleep }
+    Load { weight: 256, affinity: Affinity::ALL, burst, sleep, cap: None }
 }
 
 struct Sim {
@@ -51,11 +53,18 @@ struct Outcome {
 fn simulate(pcpus: u32, loads: &[Load], duration: u64) -> Outcome {
     let tunables = Tunables::default();
     let sched = Scheduler::<Sim, NoIrq>::new(pcpus, Box::new(Credit::new(&tunables)), tunables);
+    let mut budgets: BTreeMap<usize, Arc<Budget>> = BTreeMap::new();
+    let mut budget_of = |load: &Load| {
+        let (domain, percent) = load.cap?;
+        let sharers = loads.iter().filter(|other| other.cap == load.cap).count() as u32;
+        let new = || Arc::new(Budget::new(percent, sharers, tunables.period).unwrap());
+        Some(budgets.entry(domain).or_insert_with(new).clone())
+    };
     let sims: Vec<Arc<Sim>> = loads
         .iter()
         .map(|&load| {
             let sim = Arc::new(Sim {
-                unit: Unit::new(load.weight, load.affinity),
+                unit: Unit::new(load.weight, load.affinity).within(budget_of(&load)),
                 load,
                 left: AtomicU64::new(load.burst),
                 woken_at: AtomicU64::new(0),
@@ -120,7 +129,10 @@ fn simulate(pcpus: u32, loads: &[Load], duration: u64) -> Outcome {
             })
         });
         let wakes = sleeping.keys().next().map(|(at, _)| *at);
-        let next = ends.chain(wakes).min().unwrap_or(duration).max(now + 1);
+        // An idle pCPU sleeps until its timer, which `Machine::pick` sets so.
+        let idle_pcpus = (0..pcpus).filter(|&pcpu| running[pcpu as usize].is_none());
+        let refills = idle_pcpus.filter_map(|pcpu| sched.next_refill(PcpuId(pcpu), now));
+        let next = ends.chain(wakes).chain(refills).min().unwrap_or(duration).max(now + 1);
         idle += running.iter().filter(|slot| slot.is_none()).count() as u64 * (next - now);
         now = next;
     }
@@ -204,4 +216,47 @@ fn pinned_vcpus_stay_and_the_others_make_room() {
     let pinned = Load { affinity: Affinity::NONE.with(PcpuId(0)), ..busy(256) };
     let outcome = simulate(2, &[pinned, busy(256), busy(256)], LONG);
     assert_shares(&outcome, 2 * LONG, &[1.0, 1.0, 1.0], 3.0);
+}
+
+/// A busy loop in capped domain `domain`.
+const fn capped(domain: usize, percent: u32, weight: u32) -> Load {
+    Load { cap: Some((domain, percent)), ..busy(weight) }
+}
+
+#[test]
+fn a_cap_holds_on_an_idle_machine() {
+    for (percent, vcpus, pcpus) in [(50, 1, 1), (10, 1, 2), (1, 1, 1), (150, 2, 2), (50, 4, 2), (40, 3, 4)] {
+        let outcome = simulate(pcpus, &alloc::vec![capped(0, percent, 256); vcpus], LONG);
+        let used: u64 = outcome.ran.iter().sum();
+        let allowed = LONG * u64::from(percent) / 100;
+        // Not more, but for a run that the end cuts off; and nothing of it is kept back.
+        assert!(used <= allowed + 30 * MS, "{percent} % of {vcpus} vCPUs: {used} of {allowed}");
+        assert!(used >= allowed * 95 / 100, "{percent} % of {vcpus} vCPUs: {used} of {allowed}");
+    }
+}
+
+#[test]
+fn what_a_capped_domain_leaves_goes_to_the_others_by_weight() {
+    let outcome = simulate(1, &[capped(0, 20, 4096), busy(256), busy(512)], LONG);
+    assert!(outcome.ran[0] <= LONG * 21 / 100 && outcome.ran[0] >= LONG * 19 / 100, "{:?}", outcome.ran);
+    let rest = Outcome { ran: outcome.ran[1..].to_vec(), latencies: Vec::new(), idle: 0 };
+    assert_shares(&rest, LONG - outcome.ran[0], &[1.0, 2.0], 4.0);
+    assert!(outcome.idle <= MS);
+}
+
+#[test]
+fn a_cap_above_its_share_changes_nothing() {
+    let outcome = simulate(1, &[capped(0, 90, 256), busy(256)], LONG);
+    assert_shares(&outcome, LONG, &[1.0, 1.0], 3.0);
+}
+
+#[test]
+fn a_cap_is_the_domains_not_each_vcpus() {
+    let loads = [capped(0, 60, 256), capped(0, 60, 256), capped(1, 60, 256), busy(256)];
+    let outcome = simulate(4, &loads, LONG);
+    let of = |range: core::ops::Range<usize>| outcome.ran[range].iter().sum::<u64>();
+    for (used, allowed) in [(of(0..2), 60), (of(2..3), 60), (of(3..4), 100)] {
+        let allowed = LONG * allowed / 100;
+        assert!(used <= allowed + 30 * MS && used >= allowed * 95 / 100, "{:?}", outcome.ran);
+    }
 }

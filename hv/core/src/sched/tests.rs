@@ -169,6 +169,42 @@ fn only_what_runs_cannot_be_removed() {
 }
 
 #[test]
+fn who_waits_behind_one_whose_slice_is_over_makes_its_pcpu_look() {
+    let sched = sched(1);
+    let (a, b) = (task(&sched, Affinity::ALL), task(&sched, Affinity::ALL));
+    a.unit.add_credit(100 * MS as i64, 100 * MS as i64);
+    sched.wake(&a, 0);
+    let picked = sched.pick(P0, 0).unwrap();
+    // Within its slice the timer will tell.
+    assert_eq!(sched.wake(&b, 1), None);
+    assert!(!sched.slice_over(P0, &a, picked.slice_end, picked.slice_end - 1));
+    assert!(sched.slice_over(P0, &a, picked.slice_end, picked.slice_end));
+    sched.remove(&b).unwrap();
+    assert!(!sched.slice_over(P0, &a, picked.slice_end, 2 * picked.slice_end), "alone it goes on");
+    let c = task(&sched, Affinity::ALL);
+    assert_eq!(sched.wake(&c, 2 * picked.slice_end), Some(P0));
+    assert!(!sched.resched_wanted(P0), "it is not ahead, its turn has come");
+}
+
+#[test]
+fn what_has_used_up_its_budget_waits_for_the_next_period() {
+    let sched = sched(1);
+    let budget = Arc::new(Budget::new(10, 1, sched.period()).unwrap());
+    let unit = Unit::new(256, Affinity::ALL).within(Some(budget));
+    let t = Arc::new(Task { unit, woken: AtomicU32::new(0) });
+    sched.add(&t);
+    sched.wake(&t, 0);
+    let picked = sched.pick(P0, 0).unwrap();
+    assert_eq!(picked.slice_end, 3 * MS, "its slice ends with its time");
+    assert!(sched.slice_over(P0, &t, picked.slice_end, 3 * MS), "also with nobody else there");
+    sched.put(P0, &t, 3 * MS, WhyPut::SliceEnd);
+    assert!(sched.pick(P0, 3 * MS).is_none());
+    assert_eq!(sched.next_refill(P0, 3 * MS), Some(30 * MS));
+    assert!(sched.pick(P0, 30 * MS).is_some());
+    assert_eq!(sched.next_refill(P0, 30 * MS), None, "nothing waits");
+}
+
+#[test]
 fn round_robin_ignores_weights() {
     let sched = Sched::new(1, Box::new(RoundRobin), Tunables::default());
     let tasks = [task(&sched, Affinity::ALL), task(&sched, Affinity::ALL), task(&sched, Affinity::ALL)];

@@ -5,8 +5,10 @@
 //! and then [`Unit::block`]. Either the waker finds `Blocked` and enqueues, or it finds `Running` and
 //! leaves the mark that makes `block` fail. A wake-up can so be one too many, never lost.
 
+use super::budget::Budget;
 use crate::platform::PcpuId;
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst};
+use alloc::sync::Arc;
 
 const STATE: u32 = 0b11;
 const BLOCKED: u32 = 0;
@@ -55,6 +57,8 @@ pub struct Unit {
     credit: AtomicI64,
     /// ns it ran in all.
     ran: AtomicU64,
+    /// What it may use together with others, if that is limited.
+    budget: Option<Arc<Budget>>,
     /// It yielded: the others in its queue go first, once.
     pub(super) yielded: AtomicBool,
     /// Within a distribution: it holds all the credit it may.
@@ -97,9 +101,24 @@ impl Unit {
             affinity: affinity.0.map(AtomicU64::new),
             credit: AtomicI64::new(0),
             ran: AtomicU64::new(0),
+            budget: None,
             yielded: AtomicBool::new(false),
             full: AtomicBool::new(false),
         }
+    }
+
+    /// Limited to what `budget` has, which others may draw from too.
+    pub fn within(mut self, budget: Option<Arc<Budget>>) -> Self {
+        self.budget = budget;
+        self
+    }
+    /// What it may use, if that is limited.
+    pub fn budget(&self) -> Option<&Budget> {
+        self.budget.as_deref()
+    }
+    /// Whether its budget lets it run at `now` (system time, ns).
+    pub(super) fn affords(&self, now: u64) -> bool {
+        self.budget().is_none_or(|budget| budget.left(now) > 0)
     }
 
     /// Relative share of the machine; 256 is usual.
@@ -211,7 +230,6 @@ impl Unit {
 #[cfg(all(test, loom))]
 mod model {
     use super::*;
-    use alloc::sync::Arc;
 
     /// What a waker does: reason, then wake. Tells whether it must enqueue.
     fn post(unit: &Unit, pending: &AtomicU64) -> bool {

@@ -73,7 +73,8 @@ pub(crate) const POLL_ANY: u32 = u32::MAX;
 
 impl<A: Arch> Vcpu<A> {
     pub(crate) fn new(domain: Arc<Domain<A>>, id: VcpuId, shared: A::VcpuShared) -> Self {
-        let unit = Unit::new(domain.config().weight, domain.config().affinity);
+        let unit =
+            Unit::new(domain.config().weight, domain.config().affinity).within(domain.budget().cloned());
         Self {
             id,
             domain,

@@ -63,13 +63,16 @@ pub fn build(recipe: &Recipe) -> Result<Arc<Domain<X86>>, Failure> {
     }
     let domain = result?;
     log::info!(
+        target: hv_core::console::gate::life(),
         "domain {}: {} MiB, {} vCPUs{}",
         config.name,
         config.memory >> 20,
         config.vcpus,
         if config.nested { ", nested virtualization" } else { "" }
     );
-    crate::console::add_domain(&domain);
+    if config.console {
+        crate::console::add_domain(&domain);
+    }
     domain.start();
     Ok(domain)
 }
@@ -313,6 +316,7 @@ fn finish(
 fn neutral(config: &BootConfig, map: Vec<Region<addr::GuestPhys>>) -> DomainConfig {
     let mut core = DomainConfig::new(config.name.to_string(), config.vcpus, config.memory / PAGE_SIZE);
     core.weight = config.weight.into();
+    core.cap = config.cap.into();
     if !config.cpus.is_empty() {
         core.affinity = config
             .cpus

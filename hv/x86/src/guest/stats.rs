@@ -1,6 +1,7 @@
 //! A domain's exit counters, for people and for tools.
 
 use crate::guest::arch::{self, COUNTERS, X86};
+use hv_core::console::gate;
 use hv_core::domain::Domain;
 use hv_core::trace::Level;
 
@@ -21,7 +22,7 @@ pub fn print(domain: &Domain<X86>) {
             let count: u64 = domain.vcpus().map(|v| v.shared.counters.get(level, index)).sum();
             if count != 0 {
                 let reason = arch::code_of(index);
-                log::info!("@stat dom={} level={number} reason={reason} count={count}", domain.name());
+                log::info!(target: gate::life(), "@stat dom={} level={number} reason={reason} count={count}", domain.name());
             }
         }
     }

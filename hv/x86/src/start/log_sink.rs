@@ -1,40 +1,30 @@
 //! The `log` facade's end: one line per record on the console.
 
-use core::fmt::Write;
-use log::{LevelFilter, Log, Metadata, Record};
+use hv_core::console::Verdict;
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 struct Sink;
 
-struct Line;
-
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        crate::serial::write(text.as_bytes());
-        crate::hw::video::write(text.as_bytes());
-        Ok(())
-    }
-}
-
 impl Log for Sink {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        super::config::shows(metadata.level(), metadata.target() == crate::GUEST)
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        // Asking costs nothing; whether it is shown is decided once, when the record is there.
+        true
     }
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
+        let verdict = super::config::gate().check(record.level(), record.target(), crate::time::now());
+        let Verdict::Show { withheld } = verdict else { return };
+        if withheld != 0 {
+            crate::console::log(format_args!("{withheld} messages not shown: too many at a time"));
         }
         let mark = match record.level() {
-            log::Level::Error => "error: ",
-            log::Level::Warn => "warning: ",
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
             _ => "",
         };
         if record.target() != crate::trace::UNTRACED {
             crate::trace::log(format_args!("{mark}{}", record.args()));
         }
-        if !crate::console::log(format_args!("{mark}{}", record.args())) {
-            // In the middle of another line of this very CPU: straight to the line.
-            let _ = write!(Line, "(testudo) {mark}{}\r\n", record.args());
-        }
+        crate::console::log(format_args!("{mark}{}", record.args()));
     }
     fn flush(&self) {}
 }

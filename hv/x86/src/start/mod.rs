@@ -54,7 +54,7 @@ pub extern "C" fn start(magic: u32, info: u32) -> ! {
     }
     desc::build_idt();
     desc::load_idt();
-    let serial = serial::init(0x3f8);
+    let serial = serial::init_early();
     log_sink::init();
     crate::console::init();
     log::info!("Testudo {} ({})", env!("CARGO_PKG_VERSION"), crate::report::build_id());
@@ -138,7 +138,9 @@ extern "C" fn bring_up(argument: *mut Handover) -> ! {
         refuse(&alloc::format!("{unfit}"));
     }
     init_interrupts(acpi.as_ref());
-    route_serial(acpi.as_ref(), config::serial_irq());
+    for line in config::serial_lines(config::options()).into_iter().flatten() {
+        route_serial(acpi.as_ref(), line.irq);
+    }
     svm::enter_cpu();
     instr::sti();
     watchdog::init(config::options().watchdog);
@@ -159,8 +161,8 @@ fn silence_devices(boot: &BootInfo, acpi: Option<&Acpi>) {
     let screen = Mode::new(boot.framebuffer.as_ref(), boot.efi64_system_table.is_some());
     let (framebuffer, vga_text) =
         screen.filter(|_| video::present()).map_or((None, false), |mode| mode.place());
-    let uart = crate::serial::present().then(config::serial_port);
-    pci::silence(acpi, &pci::Console { framebuffer, vga_text, uart });
+    let uarts = config::serial_lines(config::options()).map(|line| line.map(|serial| serial.io_base));
+    pci::silence(acpi, &pci::Console { framebuffer, vga_text, uarts });
 }
 
 /// The neutral machine, its domains, and this CPU's loop.
@@ -236,8 +238,11 @@ fn init_interrupts(acpi: Option<&Acpi>) {
     }
 }
 
-/// The console's line, ISA interrupt `irq`, to the boot CPU.
+/// A serial line's ISA interrupt `irq` to the boot CPU; 0 asks for polling.
 fn route_serial(acpi: Option<&Acpi>, irq: u8) {
+    if irq == 0 {
+        return serial::poll();
+    }
     let over = acpi.and_then(|a| a.madt.as_ref()).and_then(|m| m.overrides.iter().find(|o| o.irq == irq));
     let line = apic::ioapic::Line {
         gsi: over.map_or(irq.into(), |o| o.gsi),
@@ -245,7 +250,8 @@ fn route_serial(acpi: Option<&Acpi>, irq: u8) {
         level: over.and_then(|o| o.flags.level()).unwrap_or(false),
     };
     if !apic::ioapic::route(line, crate::trap::vector::SERIAL, apic::id()) {
-        log::warn!("no IOAPIC pin for the serial line: its input is polled");
+        log::warn!("no IOAPIC pin for the serial line's interrupt {irq}: its input is polled");
+        serial::poll();
     }
 }
 
@@ -275,6 +281,6 @@ pub fn init_cpu_state() {
 
 /// Stops with a message: the machine or its configuration cannot be used.
 pub fn refuse(why: &str) -> ! {
-    log::error!("cannot start: {why}");
+    log::error!(target: hv_core::console::gate::urgent(), "cannot start: {why}");
     instr::halt_forever()
 }

@@ -9,6 +9,9 @@ use core::sync::atomic::Ordering;
 use hv_core::platform::PcpuId;
 use hv_core::sched::WhyPut;
 
+/// How often a serial line without an interrupt is looked at, in ns.
+const POLL_NS: u64 = 20_000_000;
+
 /// Runs vCPUs for ever.
 pub fn run_cpu() -> ! {
     let cpu = percpu::this();
@@ -58,7 +61,10 @@ pub fn attend_cpu(cpu: &'static PerCpu) {
         }
     }
     if cpu.index == 0 {
-        if bits & Pending::SERIAL != 0 {
+        if crate::serial::polled() {
+            arm_timer(cpu, crate::time::now() + POLL_NS);
+        }
+        if bits & Pending::SERIAL != 0 || bits & Pending::TIMER != 0 && crate::serial::polled() {
             crate::console::poll_input();
         }
         if arch::take_tend() {

@@ -167,6 +167,7 @@ impl Run<'_> {
         if !self.vcpu.may_run() {
             return Some(WhyPut::Offline);
         }
+        nested::report(self);
         let pending = self.vcpu.take_pending();
         if pending.has(Pending::TIMER) {
             self.expire_lapic_timer();
@@ -177,8 +178,12 @@ impl Run<'_> {
         if machine().resched_wanted(pcpu) {
             return Some(WhyPut::Preempted);
         }
-        let now = crate::time::now();
-        (now >= slice_end && machine().sched.waiting(pcpu) > 0).then_some(WhyPut::SliceEnd)
+        if crate::time::now() < slice_end {
+            // The timer was set when the vCPU was picked, but may have fired since, for an earlier deadline or early.
+            crate::start::arm_timer(self.ctx.cpu, slice_end);
+            return None;
+        }
+        machine().slice_over(pcpu, self.vcpu, slice_end).then_some(WhyPut::SliceEnd)
     }
 
     /// Requests of other CPUs and of the local APIC, into what is entered next.

@@ -26,8 +26,8 @@ pub struct Console {
     pub framebuffer: Option<Hpa>,
     /// VGA text at B8000h.
     pub vga_text: bool,
-    /// First I/O port of the serial line.
-    pub uart: Option<u16>,
+    /// First I/O port of each serial line.
+    pub uarts: [Option<u16>; 2],
 }
 
 /// Makes every function quiet that no domain owns, and logs one line. On the boot CPU, with the host map in

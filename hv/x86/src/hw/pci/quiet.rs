@@ -202,14 +202,17 @@ fn console_display<C: Config>(
     best.map(|(_, at)| at)
 }
 
-/// Whether the function has the console's serial line. An I/O region has at most 256 ports.
+/// Whether the function has one of the console's serial lines. An I/O region has at most 256 ports.
 fn has_uart(config: &mut impl Config, function: &Function, console: &Console) -> bool {
-    let Some(port) = console.uart.map(u32::from) else { return false };
+    if console.uarts == [None; 2] {
+        return false;
+    }
+    let holds = |start: u32| {
+        console.uarts.into_iter().flatten().map(u32::from).any(|port| start <= port && port - start < 256)
+    };
     function.layout == 0
         && function.command & command::IO != 0
-        && bars(config, function.at)
-            .into_iter()
-            .any(|(_, bar)| matches!(bar, Bar::Io(start) if start <= port && port - start < 256))
+        && bars(config, function.at).into_iter().any(|(_, bar)| matches!(bar, Bar::Io(start) if holds(start)))
 }
 
 /// Makes the functions of `buses` quiet.

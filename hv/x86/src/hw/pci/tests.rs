@@ -112,7 +112,8 @@ fn a_device_is_stopped_and_its_errors_stay_on_record() {
 
 #[test]
 fn bridges_iommus_and_the_console_are_left_alone() {
-    let console = Console { framebuffer: Some(Hpa::new(0xe012_0000)), vga_text: false, uart: Some(0xd008) };
+    let console =
+        Console { framebuffer: Some(Hpa::new(0xe012_0000)), vga_text: false, uarts: [None, Some(0xd008)] };
     let at = |device| Address::new(0, device, 0);
     let mut pci_bridge = device(0x06_04_00);
     pci_bridge[3] = 1 << 16;
@@ -494,7 +495,7 @@ proptest! {
         f[2] = class << 8;
         f[3] = u32::from(layout) << 16;
         let mut space = Space::with(&[(PORT, f)]);
-        let console = Console { framebuffer: Some(Hpa::new(screen)), vga_text: true, uart: Some(uart) };
+        let console = Console { framebuffer: Some(Hpa::new(screen)), vga_text: true, uarts: [Some(uart), None] };
         let summary = space.silence_with(&console, |_, _| Box::new(Noise(registers.clone())));
         prop_assert_eq!(summary.functions, 1);
         prop_assert!(space.reads < 40_000);

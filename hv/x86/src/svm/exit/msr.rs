@@ -9,6 +9,7 @@ use crate::policy::msr::{self, MsrClass, OnWrite, check};
 use crate::svm::nested;
 use crate::svm::run::{Next, Run};
 use crate::vlapic::{MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC_FIRST};
+use hv_core::console::gate;
 use vsvm::asid::Flush;
 use vsvm::layout::{Clean, reg};
 
@@ -164,12 +165,11 @@ impl From<hypercall_page::NotRam> for Gp {
 }
 
 fn fault(run: &mut Run<'_>, number: u32, write: Option<u64>) -> Result<u64, Gp> {
-    let name = run.vcpu.domain().name();
+    let domain = run.vcpu.domain();
+    let (name, target) = (domain.name(), gate::guest(domain.id().0));
     match write {
-        Some(value) => {
-            log::debug!(target: crate::GUEST, "domain {name}: #GP for WRMSR {number:#x} = {value:#x}")
-        }
-        None => log::debug!(target: crate::GUEST, "domain {name}: #GP for RDMSR {number:#x}"),
+        Some(value) => log::debug!(target: target, "domain {name}: #GP for WRMSR {number:#x} = {value:#x}"),
+        None => log::debug!(target: target, "domain {name}: #GP for RDMSR {number:#x}"),
     }
     Err(Gp)
 }

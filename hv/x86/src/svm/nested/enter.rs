@@ -80,7 +80,9 @@ pub fn vmrun(run: &mut Run<'_>, gpa: Gpa, len: u8) -> Tier1 {
             if nested.todo.root || nested.todo.resync { Tier1::Done } else { ready(run) }
         }
         Err(refusal) => {
-            log::debug!("domain {}: VMRUN refused: {refusal:?}", run.vcpu.domain().name());
+            // Told in the second tier: a console is slow, and L1 may do this without end.
+            let before = nested.refused.map_or(0, |(times, _)| times);
+            nested.refused = Some((before.saturating_add(1), refusal));
             let resume_l1 = refuse(&mut entry.c12, page);
             nested.machine.leave();
             resume_l1.apply(resume, &mut run.state.vmcb01);

@@ -300,9 +300,11 @@ fn invalid(run: &mut Run<'_>, exit: Exit) -> Next {
         run.state.inject_gp();
         return Next::Resume;
     }
+    let domain = run.vcpu.domain();
     log::warn!(
+        target: hv_core::console::gate::guest(domain.id().0),
         "domain {}: the processor refuses a vmcb02 that passed all checks: rip {:#x}",
-        run.vcpu.domain().name(),
+        domain.name(),
         run.state.cur().save.rip
     );
     reflect_now(run, Exit { info1: 0, info2: 0, int_info: 0, nrip: 0, ..exit });

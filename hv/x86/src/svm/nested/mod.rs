@@ -20,6 +20,7 @@ pub use memory::{GuestView, PinnedVmcb, table_write};
 use crate::guest::memory::GuestRam;
 use crate::guest::page::Page;
 use crate::mm::own::HardwarePage;
+use crate::svm::run::Run;
 use addr::GuestMemory;
 use alloc::boxed::Box;
 use hv_core::memory::Owner;
@@ -73,6 +74,21 @@ pub struct Nested {
     raised: Option<(Event, u64)>,
     /// Pages of VMLOAD and VMSAVE.
     pages: memory::PageCache,
+    /// VMRUNs that were refused since the last report, and the last one's reason.
+    refused: Option<(u32, vsvm::check::Refusal)>,
+}
+
+/// Says that VMRUNs were refused. In the second tier: the first, where it happens, may not wait for a console.
+pub fn report(run: &mut Run<'_>) {
+    let Some((times, last)) = run.state.nested.as_deref_mut().and_then(|nested| nested.refused.take()) else {
+        return;
+    };
+    let domain = run.vcpu.domain();
+    log::debug!(
+        target: hv_core::console::gate::guest(domain.id().0),
+        "domain {}: {times} VMRUN refused, the last for {last:?}",
+        domain.name()
+    );
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -135,6 +151,7 @@ impl Nested {
             (&raw mut (*at).exit).write(Exit::default());
             (&raw mut (*at).kick_after_entry).write(false);
             (&raw mut (*at).raised).write(None);
+            (&raw mut (*at).refused).write(None);
             (&raw mut (*at).pages).write(memory::PageCache::default());
             let place = place.assume_init();
             let Nested {
@@ -147,6 +164,7 @@ impl Nested {
                 exit: _,
                 kick_after_entry: _,
                 raised: _,
+                refused: _,
                 pages: _,
             } = &*place;
             Some(place)
