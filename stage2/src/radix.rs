@@ -199,6 +199,36 @@ impl<F: Format> Radix<F> {
         None
     }
 
+    /// Whether anything is mapped in `range`. Under the lock of changes.
+    pub fn maps_any(&self, mem: &impl TableMemory, range: Range<GuestPhys>) -> bool {
+        let end = range.end().raw().min(1 << self.format.input_bits());
+        range.start().raw() < end && self.any_in(mem, self.top(), (range.start().raw(), end))
+    }
+
+    fn any_in(&self, mem: &impl TableMemory, at: At, span: (u64, u64)) -> bool {
+        at.slots(span).any(|(index, start, _)| match F::decode(mem.read(at.table, index), at.level) {
+            Entry::Empty => false,
+            Entry::Leaf(_) => true,
+            Entry::Table { next, .. } => self.any_in(mem, at.below(next, start), span),
+        })
+    }
+
+    /// Shows every page that is mapped, lowest first, with the guest address where it begins. Looks only at tables
+    /// that exist: the space between pages costs nothing. Under the lock of changes.
+    pub fn for_each(&self, mem: &impl TableMemory, mut f: impl FnMut(Gpa, Mapping)) {
+        self.each_in(mem, self.top(), &mut f);
+    }
+
+    fn each_in(&self, mem: &impl TableMemory, at: At, f: &mut impl FnMut(Gpa, Mapping)) {
+        for (index, start, _) in at.slots((0, 1 << self.format.input_bits())) {
+            match F::decode(mem.read(at.table, index), at.level) {
+                Entry::Empty => {}
+                Entry::Leaf(page) => f(Gpa::new(start), page),
+                Entry::Table { next, .. } => self.each_in(mem, at.below(next, start), f),
+            }
+        }
+    }
+
     /// Gives up the tree. The debt owns all of its tables.
     pub fn destroy(self) -> TlbDebt {
         let mut debt = TlbDebt::none();

@@ -218,6 +218,7 @@ impl RunOptions {
             cmdline: self.l1_cmdline(),
             qemu: self.l2_qemu,
             unpacked: false,
+            ramdisk: true,
         });
         Ok(Scenario {
             name: "run".into(),

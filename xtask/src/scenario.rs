@@ -121,6 +121,8 @@ pub struct DomainSpec {
     pub cmdline: String,
     /// Put Debian's QEMU into the image, as the monitor of L2.
     pub qemu: bool,
+    /// Give it its ramdisk.
+    pub ramdisk: bool,
 }
 
 impl Default for DomainSpec {
@@ -137,6 +139,7 @@ impl Default for DomainSpec {
             console: String::new(),
             cmdline: "testudo.l1=modules,info,l2".into(),
             qemu: false,
+            ramdisk: true,
         }
     }
 }
@@ -257,7 +260,7 @@ impl Scenario {
         let domains = self.domain.iter().zip(files).map(|(domain, files)| Domain {
             name: domain.name.clone(),
             kernel: files.kernel,
-            ramdisk: files.ramdisk,
+            ramdisk: files.ramdisk.filter(|_| domain.ramdisk),
             options: format!("vcpus={} memory={}M {}", domain.vcpus, domain.memory, domain.options),
             cmdline: domain.words(false, shop.patience),
         });
@@ -368,7 +371,12 @@ impl<'a> Workshop<'a> {
             "svm-l1" => {
                 GuestFiles { kernel: programs::svm_l1(self.layout, self.build.policy())?, ramdisk: None }
             }
-            "none" => GuestFiles { kernel: std::fs::canonicalize(&domain.kernel)?, ramdisk: None },
+            // A relative path is one in the repository.
+            "none" => {
+                let kernel = self.layout.repo(&domain.kernel);
+                let kernel = std::fs::canonicalize(&kernel).with_context(|| self.layout.show(&kernel))?;
+                GuestFiles { kernel, ramdisk: None }
+            }
             other => bail!("unknown guest {other} (known: linux, svm-l1, none)"),
         };
         guests.insert(key, files.clone());

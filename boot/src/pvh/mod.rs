@@ -113,3 +113,11 @@ pub fn e820(map: &[Region<GuestPhys>]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a Linux kernel would come up with nothing to start: it gets neither a ramdisk nor the name of a root file
+/// system. (One with a ramdisk built in is suspected wrongly.)
+pub fn lacks_root(kernel: &[u8], config: &crate::modules::DomainConfig) -> bool {
+    let is_linux = matches!(crate::bzimage::detect(kernel), crate::bzimage::Kind::BzImage);
+    let named = config.cmdline.split_ascii_whitespace().any(|word| word.starts_with("root="));
+    is_linux && config.ramdisk.is_none() && !named
+}

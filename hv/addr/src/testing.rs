@@ -17,6 +17,10 @@ impl Default for HeapPage {
 }
 
 impl HeapPage {
+    /// Whether `other` is a clone of this very page.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
     fn word(&self, offset: usize) -> &AtomicU64 {
         &self.0[(offset % PAGE_SIZE as usize) / 8]
     }

@@ -65,11 +65,14 @@ pub trait DomainMemory: GuestMemory<Page: Send + Sync + 'static> + Send + Sync +
     /// Already a hole: `BadFrame`.
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError>;
 
+    /// As [`DomainMemory::unmap`], but only if `page` is what is at `at`. Something else, or nothing: `BadFrame`.
+    fn unmap_page(&self, at: Frame<GuestPhys>, page: &Self::Page) -> Result<(), MapError>;
+
     /// Puts zeroed RAM at the `1 << order` frames from `at`, which is a multiple of that.
-    /// Frames that hold something: `NotAllowed`.
+    /// All of them or none; frames that hold something: `NotAllowed`.
     fn populate(&self, at: Frame<GuestPhys>, order: u32) -> Result<(), MapError>;
 
-    /// Highest frame that holds something.
+    /// Highest frame that holds, or once held, something.
     fn max_frame(&self) -> Frame<GuestPhys>;
 
     /// Pages of RAM the domain has.

@@ -83,6 +83,16 @@ impl DomainMemory for Memory {
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError> {
         self.pages.lock().unwrap().remove(&at.number()).map(drop).ok_or(MapError::BadFrame)
     }
+    fn unmap_page(&self, at: Frame<GuestPhys>, page: &HeapPage) -> Result<(), MapError> {
+        let mut pages = self.pages.lock().unwrap();
+        match pages.get(&at.number()) {
+            Some((there, _)) if there.is(page) => {
+                pages.remove(&at.number());
+                Ok(())
+            }
+            _ => Err(MapError::BadFrame),
+        }
+    }
     fn populate(&self, at: Frame<GuestPhys>, order: u32) -> Result<(), MapError> {
         let mut pages = self.pages.lock().unwrap();
         let frames = at.number()..at.number() + (1 << order);

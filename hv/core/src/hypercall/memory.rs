@@ -3,7 +3,7 @@
 use super::args::Ctx;
 use super::{Args, CallResult, Width, target};
 use crate::domain::Domain;
-use crate::platform::{Arch, DomainMemory, MapError};
+use crate::platform::{Arch, DomainMemory, MapError, PageOf};
 use addr::{Frame, GuestPhys};
 use alloc::sync::Arc;
 use xen_abi::Errno;
@@ -146,7 +146,7 @@ fn add_to_physmap<A: Arch>(ctx: &mut Ctx<'_, A>, arg: u64) -> Result<i64, Errno>
         MapSpace::SHARED_INFO if a.idx == 0 => {
             domain.memory.map_page(at, domain.shared_info())?;
             let before = domain.shared_info_at.lock().replace(at);
-            leave(&domain, before, at);
+            leave(&domain, before, at, domain.shared_info());
             Ok(0)
         }
         MapSpace::SHARED_INFO => Err(Errno::EINVAL),
@@ -157,7 +157,7 @@ fn add_to_physmap<A: Arch>(ctx: &mut Ctx<'_, A>, arg: u64) -> Result<i64, Errno>
             let page = domain.grants.lock().frame(index).ok_or(Errno::EINVAL)?;
             domain.memory.map_page(at, &page)?;
             let before = domain.grants.lock().set_mapped(index, at);
-            leave(&domain, before, at);
+            leave(&domain, before, at, &page);
             Ok(0)
         }
         MapSpace::DEV_MMIO => Err(Errno::EOPNOTSUPP),
@@ -165,11 +165,16 @@ fn add_to_physmap<A: Arch>(ctx: &mut Ctx<'_, A>, arg: u64) -> Result<i64, Errno>
     }
 }
 
-/// A special page is at one frame only: where it was before becomes a hole.
-fn leave<A: Arch>(domain: &Arc<Domain<A>>, before: Option<Frame<GuestPhys>>, now: Frame<GuestPhys>) {
+/// A special page is at one frame only: where it was before becomes a hole, unless the guest has put something else
+/// there meanwhile.
+fn leave<A: Arch>(
+    domain: &Arc<Domain<A>>,
+    before: Option<Frame<GuestPhys>>,
+    now: Frame<GuestPhys>,
+    page: &PageOf<A>,
+) {
     if let Some(before) = before.filter(|&before| before != now) {
-        // The guest may have made it a hole itself.
-        let _ = domain.memory.unmap(before);
+        let _ = domain.memory.unmap_page(before, page);
     }
 }
 

@@ -289,6 +289,71 @@ fn remove_from_physmap_leaves_a_hole() {
     assert_eq!(remove(u64::MAX), Errno::EINVAL.result());
 }
 
+/// Runs `f` for two vCPUs at the same moment.
+fn both(f: impl Fn(u32) -> i64 + Sync) -> [i64; 2] {
+    let gate = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        let start = |vcpu| {
+            let (f, gate) = (&f, &gate);
+            scope.spawn(move || {
+                gate.wait();
+                f(vcpu)
+            })
+        };
+        [start(0), start(1)].map(|one| one.join().unwrap())
+    })
+}
+
+#[test]
+fn of_two_vcpus_that_remove_a_frame_at_once_one_finds_a_hole() {
+    let d = guest(2);
+    for gpfn in 32..64 {
+        for vcpu in 0..2u64 {
+            d.put(ARG + vcpu * 0x100, RemoveFromPhysmap { domid: SELF, pad: [0; 3], gpfn });
+        }
+        let op = u64::from(MemoryOp::REMOVE_FROM_PHYSMAP.0);
+        let got = both(|vcpu| d.call_on(vcpu, Call::MEMORY_OP, &[op, ARG + u64::from(vcpu) * 0x100]));
+        assert_eq!(got.iter().sum::<i64>(), Errno::ENOENT.result(), "{gpfn}: {got:?}");
+        assert!(got.contains(&0) && d.memory.is_hole(gpfn));
+    }
+}
+
+#[test]
+fn of_two_vcpus_that_move_shared_info_at_once_one_place_stays() {
+    let d = guest(2);
+    for round in 0..64u64 {
+        let place = |vcpu: u64| 0x100 + 2 * round + vcpu;
+        for vcpu in 0..2 {
+            let arg = AddToPhysmap {
+                domid: SELF,
+                size: 0,
+                space: MapSpace::SHARED_INFO.0,
+                idx: 0,
+                gpfn: place(vcpu),
+            };
+            d.put(ARG + vcpu * 0x100, arg);
+        }
+        let op = u64::from(MemoryOp::ADD_TO_PHYSMAP.0);
+        let got = both(|vcpu| d.call_on(vcpu, Call::MEMORY_OP, &[op, ARG + u64::from(vcpu) * 0x100]));
+        assert_eq!(got, [0, 0]);
+        let holes = (0..2).filter(|vcpu| d.memory.is_hole(place(*vcpu))).count();
+        assert_eq!(holes, 1, "round {round}");
+    }
+}
+
+#[test]
+fn what_the_guest_put_where_shared_info_was_stays() {
+    let d = guest(1);
+    assert_eq!(map(&d, MapSpace::SHARED_INFO, 0, 40), 0);
+    let arg = RemoveFromPhysmap { domid: SELF, pad: [0; 3], gpfn: 40 };
+    assert_eq!(d.call_with(Call::MEMORY_OP, MemoryOp::REMOVE_FROM_PHYSMAP.0, arg), 0);
+    assert_eq!(reservation(&d, MemoryOp::POPULATE_PHYSMAP, &[40], 0, Width::Bits64), (1, 0));
+    d.put(40 << 12, 0x5au8);
+    assert_eq!(map(&d, MapSpace::SHARED_INFO, 0, 41), 0);
+    assert!(!d.memory.is_hole(40));
+    assert_eq!(d.get::<u8>(40 << 12), 0x5a);
+}
+
 // ---- grant_table_op ------------------------------------------------------------------------------------
 
 #[test]

@@ -48,7 +48,7 @@ impl Late {
         match (0..TRIES).find_map(|_| self.text.try_lock()) {
             Some(mut text) => {
                 let before = text.len;
-                if write!(text, "{record}\n").is_err() {
+                if writeln!(text, "{record}").is_err() {
                     text.len = before;
                     self.lost.fetch_add(1, SeqCst);
                 }

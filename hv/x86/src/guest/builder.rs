@@ -83,6 +83,14 @@ fn build_as(recipe: &Recipe, id: xen_abi::DomId) -> Result<Arc<Domain<X86>>, Fai
     limit(owner, config);
     let memory = make_memory(owner, config)?;
     let image = &recipe.modules[config.kernel];
+    if pvh::lacks_root(bytes(image), config) {
+        log::warn!(
+            "domain {}: no ramdisk, and no `root=` behind the `--`: Linux will find nothing to start; add a line \
+             `module2 <file> ramdisk name={}`",
+            config.name,
+            config.name
+        );
+    }
     let kernel = bzimage::extract_elf(bytes(image), MAX_KERNEL)
         .map_err(|e| format!("module {}: {e}", config.kernel + 1))?;
     let plan = elf::plan(&kernel).map_err(|e| format!("module {}: {e}", config.kernel + 1))?;

@@ -2,6 +2,7 @@
 // UNSAFETY: writes nested page tables through the direct map.
 #![allow(unsafe_code)]
 
+use crate::guest::map::{Changed, GuestMap, Refused};
 use crate::guest::page::Page;
 use crate::guest::tlb::TlbControl;
 use crate::mm::{direct, frames::frames};
@@ -9,14 +10,13 @@ use addr::{
     FaultReason, Frame, Gpa, GuestFault, GuestMemory, GuestPhys, HostPhys, Hpa, PAGE_SIZE, PageSize, Range,
     page_chunks,
 };
-use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::memory::{FrameState, Kind, Owner, Zone};
 use hv_core::platform::{DomainMemory, MapError};
-use spin::Mutex;
 use stage2::shadow::{Env, ShadowCache, Zap};
-use stage2::{Flush, Mapping, MemType, Npt, Paid, Perms, Radix, TableMemory, TlbDebt, Translate2};
+use stage2::{Flush, Mapping, Npt, Paid, Perms, TableMemory, TlbDebt, Translate2};
 
 /// Table pages of one domain: charged to it, zeroed, reached through the direct map.
 #[derive(Clone, Copy, Debug)]
@@ -62,23 +62,16 @@ impl TableMemory for Tables {
 #[derive(Debug)]
 pub struct GuestRam {
     owner: Owner,
-    tables: Tables,
-    radix: Option<Radix<Npt>>,
-    /// Held for structural change of the tables; never while waiting for other CPUs.
-    change: Mutex<()>,
+    map: GuestMap<Tables>,
     tlb: Arc<TlbControl>,
     pages: AtomicU64,
-    top: AtomicU64,
     layout: AtomicU64,
-    /// Pages of ours that the guest maps above its RAM, wherever it likes: the end of the domain visits these and
-    /// not the space between.
-    high: Mutex<BTreeSet<u64>>,
     /// The composed tables of this domain's L2s, if it may have any.
     shadow: Option<ShadowCache<Npt>>,
 }
 
-/// Most entries of [`GuestRam::high`].
-const MOST_HIGH: usize = 4096;
+/// A piece of guest memory and the host memory for it.
+type Piece = (Range<GuestPhys>, Frame<HostPhys>);
 
 /// Why memory could not be given to a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,31 +80,21 @@ pub struct OutOfMemory;
 impl GuestRam {
     /// Empty memory of domain `owner`. `nested`: its L2s' tables may use that many pages.
     pub fn new(owner: Owner, gigabyte_pages: bool, nested: Option<u32>) -> Result<Self, OutOfMemory> {
-        let tables = Tables(owner);
         let largest = if gigabyte_pages { PageSize::Size1G } else { PageSize::Size2M };
-        let radix = Radix::new(Npt::four_level(largest), &tables).ok_or(OutOfMemory)?;
+        let map = GuestMap::new(Tables(owner), largest).ok_or(OutOfMemory)?;
         Ok(GuestRam {
             owner,
-            tables,
-            radix: Some(radix),
-            change: Mutex::new(()),
+            map,
             tlb: Arc::new(TlbControl::default()),
             pages: AtomicU64::new(0),
-            top: AtomicU64::new(0),
             layout: AtomicU64::new(0),
-            high: Mutex::new(BTreeSet::new()),
             shadow: nested.map(|quota| ShadowCache::new(Npt::four_level(largest), quota)),
         })
     }
 
-    #[inline]
-    fn radix(&self) -> &Radix<Npt> {
-        self.radix.as_ref().expect("present until drop")
-    }
-
     /// Root of the nested page tables.
     pub fn root(&self) -> Hpa {
-        self.radix().root()
+        self.map.root()
     }
 
     /// Whose memory it is.
@@ -121,7 +104,7 @@ impl GuestRam {
 
     /// The table pages' memory.
     pub fn tables(&self) -> &Tables {
-        &self.tables
+        self.map.tables()
     }
 
     /// The composed tables of the domain's L2s.
@@ -133,18 +116,9 @@ impl GuestRam {
     /// Changes the rights of one frame of RAM. For the write protection of L1's own tables; what it owes is
     /// the caller's to pay.
     pub fn set_rights(&self, frame: Frame<GuestPhys>, perms: Perms) -> Result<TlbDebt, stage2::Failed> {
-        let _guard = self.change.lock();
-        let range = Range::new(frame.start(), PAGE_SIZE).ok_or(stage2::MapError::OutOfRange)?;
-        let is_ram = self.translate_now(frame.start()).is_some_and(|m| {
-            matches!(
-                frames().state(m.at(frame.start()).frame()),
-                FrameState::Owned { kind: Kind::DomainRam, .. }
-            )
-        });
-        if !is_ram {
-            return Ok(TlbDebt::none());
-        }
-        self.radix().protect(&self.tables, range, perms)
+        self.map.protect(frame, perms, |host| {
+            matches!(frames().state(host), FrameState::Owned { kind: Kind::DomainRam, .. })
+        })
     }
 
     /// Takes what was built from `frame` out of the L2s' tables, after it has changed here.
@@ -152,7 +126,7 @@ impl GuestRam {
         if let Some(shadow) = &self.shadow
             && let Some(range) = Range::new(frame.start(), PAGE_SIZE)
         {
-            let env = Env { tables: &self.tables, l1: self, p2m: self, guard: self };
+            let env = Env { tables: self.map.tables(), l1: self, p2m: self, guard: self };
             let debt = shadow.zap(&env, range, Zap::All);
             self.pay(debt);
         }
@@ -170,16 +144,6 @@ impl GuestRam {
         &self.tlb
     }
 
-    /// Runs a structural change of the tables, then pays what it owes.
-    pub fn change<R>(&self, f: impl FnOnce(&Radix<Npt>, &Tables) -> (R, TlbDebt)) -> R {
-        let (result, debt) = {
-            let _guard = self.change.lock();
-            f(self.radix(), &self.tables)
-        };
-        self.pay(debt);
-        result
-    }
-
     /// Carries out the flush that `debt` asks for and frees its tables.
     pub fn pay(&self, debt: TlbDebt) {
         if debt.is_none() {
@@ -188,46 +152,82 @@ impl GuestRam {
         if *debt.flush() != Flush::NONE {
             self.tlb.flush();
         }
-        debt.settle(&self.tables, Paid::flushed());
+        debt.settle(self.map.tables(), Paid::flushed());
     }
 
     /// Gives the domain zeroed RAM at `range`, in the largest pieces that alignment and the machine's free
-    /// memory allow.
+    /// memory allow. There must be nothing at `range`. On an error part of it may have been given.
     pub fn add_ram(&self, range: Range<GuestPhys>) -> Result<(), OutOfMemory> {
         let mut at = range.start();
         while at < range.end() {
-            let left = range.end().raw() - at.raw();
-            let (frame, size) = PageSize::LARGEST_FIRST
-                .into_iter()
-                .filter(|size| at.is_aligned(*size) && left >= size.bytes())
-                .find_map(|size| {
-                    let order = (size.shift() - PageSize::Size4K.shift()) as u8;
-                    Some((frames().alloc(order, self.owner, Kind::DomainRam, Zone::Any).ok()?, size))
-                })
-                .ok_or(OutOfMemory)?;
-            // SAFETY: the block was just given to this domain, and no guest maps it yet.
-            unsafe { core::ptr::write_bytes(direct::pointer(frame.start()), 0, size.bytes() as usize) };
-            self.map_frames(Range::new(at, size.bytes()).ok_or(OutOfMemory)?, frame.start(), Perms::RWX)?;
-            self.pages.fetch_add(size.bytes() / PAGE_SIZE, Relaxed);
-            at = at.checked_add(size.bytes()).ok_or(OutOfMemory)?;
+            let piece = self.allocate(at, range.end()).ok_or(OutOfMemory)?;
+            self.fill(&[piece]).map_err(|_| OutOfMemory)?;
+            at = piece.0.end();
         }
-        self.top.fetch_max(range.end().raw() / PAGE_SIZE - 1, Relaxed);
         Ok(())
     }
 
-    fn map_frames(&self, range: Range<GuestPhys>, hpa: Hpa, perms: Perms) -> Result<(), OutOfMemory> {
-        self.change(|radix, tables| {
-            match radix.map(tables, range, hpa, perms, MemType::WriteBack, PageSize::Size1G) {
-                Ok(debt) => (Ok(()), debt),
-                Err(failed) => (Err(OutOfMemory), failed.debt),
-            }
+    /// Zeroed memory for the largest piece that begins at `at` and ends at `end` at the latest.
+    fn allocate(&self, at: Gpa, end: Gpa) -> Option<Piece> {
+        let left = end.raw().checked_sub(at.raw())?;
+        let fits = |size: &PageSize| at.is_aligned(*size) && left >= size.bytes();
+        PageSize::LARGEST_FIRST.into_iter().filter(fits).find_map(|size| {
+            let order = (size.shift() - PageSize::Size4K.shift()) as u8;
+            let frame = frames().alloc(order, self.owner, Kind::DomainRam, Zone::Any).ok()?;
+            // SAFETY: the block was just given to this domain, and no guest maps it yet.
+            unsafe { core::ptr::write_bytes(direct::pointer(frame.start()), 0, size.bytes() as usize) };
+            Some((Range::new(at, size.bytes())?, frame))
         })
+    }
+
+    /// Maps all of `pieces`, or none, and then gives them back.
+    fn fill(&self, pieces: &[Piece]) -> Result<(), MapError> {
+        let refused = match self.map.fill(pieces) {
+            Ok(debt) => {
+                self.pay(debt);
+                let bytes: u64 = pieces.iter().map(|(range, _)| range.bytes()).sum();
+                self.pages.fetch_add(bytes / PAGE_SIZE, Relaxed);
+                return Ok(());
+            }
+            Err(refused) => self.refusal(refused),
+        };
+        pieces.iter().for_each(|(range, frame)| self.give_back(*frame, range.bytes()));
+        Err(refused)
+    }
+
+    /// Pays what a refused change owes.
+    fn refusal(&self, refused: Refused) -> MapError {
+        match refused {
+            Refused::Missing => MapError::BadFrame,
+            Refused::Taken => MapError::NotAllowed,
+            Refused::Failed(debt) => {
+                self.pay(debt);
+                MapError::NoMemory
+            }
+        }
+    }
+
+    /// Gives back RAM that is mapped nowhere.
+    fn give_back(&self, first: Frame<HostPhys>, bytes: u64) {
+        for n in 0..bytes / PAGE_SIZE {
+            frames().release(first.wrapping_add(n), self.owner).expect("RAM of this domain");
+        }
+    }
+
+    /// After a change of what lies at `at`: pays, and releases what was there.
+    fn changed(&self, at: Frame<GuestPhys>, changed: Changed) {
+        self.pay(changed.debt);
+        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+        self.zap(at);
+        if let Some(old) = changed.old {
+            self.release(old);
+        }
     }
 
     /// Where `gpa` lies, as the tables say now.
     #[inline]
     pub fn translate_now(&self, gpa: Gpa) -> Option<Mapping> {
-        self.radix().translate(&self.tables, gpa)
+        self.map.translate(gpa)
     }
 
     /// Gives back what lay behind a frame that the tables no longer show and no TLB holds.
@@ -297,77 +297,52 @@ impl DomainMemory for GuestRam {
     }
 
     fn map_page(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
-        let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
-        if at.number() > self.top.load(Relaxed) {
-            let mut high = self.high.lock();
-            if high.len() >= MOST_HIGH && !high.contains(&at.number()) {
-                return Err(MapError::NoMemory);
-            }
-            high.insert(at.number());
-        }
         // The mapping's own pin.
         core::mem::forget(page.clone());
-        // What was there is looked up under the same lock: two vCPUs must not both release it.
-        let old = self.change(|radix, tables| {
-            let old = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame());
-            match radix.map(
-                tables,
-                range,
-                page.frame().start(),
-                Perms::RW,
-                MemType::WriteBack,
-                PageSize::Size4K,
-            ) {
-                Ok(debt) => (Ok(old), debt),
-                Err(failed) => (Err(MapError::NoMemory), failed.debt),
+        match self.map.put(at, page.frame()) {
+            Ok(changed) => {
+                self.changed(at, changed);
+                Ok(())
             }
-        });
-        let old = old.inspect_err(|_| {
-            frames().put_ref(page.frame()).expect("the pin taken above");
-        })?;
-        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
-        self.zap(at);
-        if let Some(old) = old {
-            self.release(old);
+            Err(refused) => {
+                frames().put_ref(page.frame()).expect("the pin taken above");
+                Err(self.refusal(refused))
+            }
         }
-        Ok(())
     }
 
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError> {
-        let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
-        let old = self.change(|radix, tables| {
-            let Some(old) = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame()) else {
-                return (Err(MapError::BadFrame), TlbDebt::none());
-            };
-            match radix.unmap(tables, range) {
-                Ok(debt) => (Ok(old), debt),
-                Err(failed) => (Err(MapError::NoMemory), failed.debt),
-            }
-        })?;
-        self.high.lock().remove(&at.number());
-        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
-        self.zap(at);
-        self.release(old);
+        let changed = self.map.take(at, None).map_err(|refused| self.refusal(refused))?;
+        self.changed(at, changed);
+        Ok(())
+    }
+
+    fn unmap_page(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
+        let changed = self.map.take(at, Some(page.frame())).map_err(|refused| self.refusal(refused))?;
+        self.changed(at, changed);
         Ok(())
     }
 
     fn populate(&self, at: Frame<GuestPhys>, order: u32) -> Result<(), MapError> {
         let bytes = PAGE_SIZE.checked_shl(order).filter(|b| *b <= 1 << 30).ok_or(MapError::BadFrame)?;
         let range = Range::new(at.start(), bytes).ok_or(MapError::BadFrame)?;
-        // Never above what the domain was built with: its end walks that range.
-        if range.end().raw() / PAGE_SIZE > self.top.load(Relaxed) + 1 {
-            return Err(MapError::BadFrame);
+        let mut pieces = Vec::new();
+        let mut next = range.start();
+        while next < range.end() {
+            let Some(piece) = self.allocate(next, range.end()) else {
+                pieces.iter().for_each(|(range, frame): &Piece| self.give_back(*frame, range.bytes()));
+                return Err(MapError::NoMemory);
+            };
+            next = piece.0.end();
+            pieces.push(piece);
         }
-        let taken = |page: u64| self.translate_now(at.wrapping_add(page).start()).is_some();
-        if (0..bytes / PAGE_SIZE).any(taken) {
-            return Err(MapError::NotAllowed);
-        }
-        self.add_ram(range).map_err(|OutOfMemory| MapError::NoMemory)
+        self.fill(&pieces)?;
+        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+        Ok(())
     }
 
     fn max_frame(&self) -> Frame<GuestPhys> {
-        let high = self.high.lock().last().copied().unwrap_or(0);
-        Frame::new(self.top.load(Relaxed).max(high))
+        Frame::new(self.map.top())
     }
 
     fn pages(&self) -> u64 {
@@ -379,33 +354,14 @@ impl Drop for GuestRam {
     fn drop(&mut self) {
         // No vCPU of the domain can run any more: it holds this memory.
         if let Some(shadow) = self.shadow.take() {
-            let env = Env { tables: &self.tables, l1: &*self, p2m: &*self, guard: &*self };
+            let env = Env { tables: self.map.tables(), l1: &*self, p2m: &*self, guard: &*self };
             let debt = shadow.clear(&env);
-            debt.settle(&self.tables, Paid::flushed());
+            debt.settle(self.map.tables(), Paid::flushed());
         }
-        let end = self.top.load(Relaxed) + 1;
-        let mut at = 0;
-        while at < end {
-            let gpa = Frame::<GuestPhys>::new(at).start();
-            match self.translate_now(gpa) {
-                Some(mapping) => {
-                    let first = mapping.at(gpa).frame();
-                    let frames =
-                        mapping.size.bytes() / PAGE_SIZE - (at & (mapping.size.bytes() / PAGE_SIZE - 1));
-                    (0..frames).for_each(|n| self.release(first.wrapping_add(n)));
-                    at += frames;
-                }
-                None => at += 1,
-            }
-        }
-        let high = core::mem::take(&mut *self.high.lock());
-        for frame in high.into_iter().filter(|frame| *frame >= end).map(Frame::<GuestPhys>::new) {
-            if let Some(mapping) = self.translate_now(frame.start()) {
-                self.release(mapping.at(frame.start()).frame());
-            }
-        }
-        if let Some(radix) = self.radix.take() {
-            radix.destroy().settle(&self.tables, Paid::flushed());
-        }
+        self.map.for_each(|_, mapping| {
+            let first = mapping.hpa.frame();
+            (0..mapping.size.bytes() / PAGE_SIZE).for_each(|n| self.release(first.wrapping_add(n)));
+        });
+        self.map.destroy().settle(self.map.tables(), Paid::flushed());
     }
 }

@@ -4,6 +4,7 @@ pub mod arch;
 pub mod builder;
 pub mod context;
 pub mod hypercall_page;
+pub mod map;
 pub mod memory;
 pub mod page;
 pub mod ports;
