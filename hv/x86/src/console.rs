@@ -42,12 +42,10 @@ fn with<R>(f: impl FnOnce(&mut Console<Line>) -> R) -> Option<R> {
 /// Shows what was put aside, and lets go of the console.
 fn release(mut console: Locked<'_>) {
     loop {
-        if let Some(console) = console.as_mut() {
-            LATE.drain(|text| console.log(text));
-        }
+        let all = console.as_mut().is_none_or(|console| LATE.drain(|text| console.log(text)));
         drop(console);
         // Whoever put something aside after the last look has found the lock taken, and relies on this one.
-        if LATE.is_empty() {
+        if !all || LATE.is_empty() {
             return;
         }
         match CONSOLE.try_lock() {

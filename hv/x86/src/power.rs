@@ -31,6 +31,8 @@ const WARM: u16 = 0x1234;
 
 /// Remembers what the firmware offers.
 pub fn init(firmware: Firmware) {
+    // Here, as a panic may not wait for the lock of Testudo's own tables.
+    host::ensure_cached(RESET_FLAG, 2);
     FIRMWARE.call_once(|| firmware);
 }
 
@@ -70,16 +72,14 @@ const fn cf9(now: u8, cycle: bool) -> [u8; 2] {
 pub fn reboot() -> ! {
     crate::nmi::stop_others();
     leave_svm();
-    let wanted = WANTED.get().copied().unwrap_or_default();
-    if host::ready() {
-        // SAFETY: the page is firmware's and set apart; it is mapped for this.
+    if let (Some(_), Some(wanted)) = (FIRMWARE.get(), WANTED.get()) {
+        // SAFETY: the page is firmware's and set apart; `init` has mapped it.
         unsafe {
-            host::ensure_cached(RESET_FLAG, 2);
             let flag = direct::pointer(RESET_FLAG).cast::<u16>();
             flag.write_volatile(if wanted.warm { WARM } else { 0 });
         }
     }
-    order(wanted.method).for_each(reset_by);
+    order(WANTED.get().and_then(|wanted| wanted.method)).for_each(reset_by);
     instr::halt_forever()
 }
 

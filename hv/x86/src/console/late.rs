@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// Room for this much text.
 const BYTES: usize = 4096;
@@ -45,7 +45,7 @@ impl Late {
 
     /// Puts one record aside. One that does not fit is counted instead.
     pub(super) fn push(&self, record: fmt::Arguments<'_>) {
-        match (0..TRIES).find_map(|_| self.text.try_lock()) {
+        match self.try_text() {
             Some(mut text) => {
                 let before = text.len;
                 if writeln!(text, "{record}").is_err() {
@@ -60,13 +60,18 @@ impl Late {
         self.any.store(true, SeqCst);
     }
 
-    /// Gives out all there is, line by line. By one at a time: the holder of the console.
-    pub(super) fn drain(&self, mut show: impl FnMut(fmt::Arguments<'_>)) {
+    /// Gives out all there is, line by line. By one at a time: the holder of the console. `false`: somebody is just
+    /// putting a record aside, perhaps the very code that an interrupt handler has interrupted; who does that looks
+    /// after it that it is shown.
+    pub(super) fn drain(&self, mut show: impl FnMut(fmt::Arguments<'_>)) -> bool {
         while self.any.swap(false, SeqCst) {
             // An interrupt handler may push while a chunk is shown: the buffer is not held for that.
             let mut chunk = [0; 256];
             loop {
-                let n = self.take(&mut chunk);
+                let Some(n) = self.take(&mut chunk) else {
+                    self.any.store(true, SeqCst);
+                    return false;
+                };
                 if n == 0 {
                     break;
                 }
@@ -78,11 +83,16 @@ impl Late {
                 lost => show(format_args!("{lost} messages lost: the console was too slow")),
             }
         }
+        true
+    }
+
+    fn try_text(&self) -> Option<MutexGuard<'_, Text>> {
+        (0..TRIES).find_map(|_| self.text.try_lock())
     }
 
     /// Moves whole lines, or as much of one long line as fits, to `chunk`.
-    fn take(&self, chunk: &mut [u8; 256]) -> usize {
-        let mut text = self.text.lock();
+    fn take(&self, chunk: &mut [u8; 256]) -> Option<usize> {
+        let mut text = self.try_text()?;
         let most = text.len.min(chunk.len());
         let line_end = text.bytes[..most].iter().rposition(|&byte| byte == b'\n').map(|at| at + 1);
         let mut n = line_end.unwrap_or(most);
@@ -93,7 +103,7 @@ impl Late {
         let len = text.len;
         text.bytes.copy_within(n..len, 0);
         text.len = len - n;
-        n
+        Some(n)
     }
 }
 
@@ -148,6 +158,8 @@ mod tests {
         late.push(format_args!("before"));
         let held = late.text.lock();
         late.push(format_args!("in between"));
+        assert!(!late.drain(|_| panic!("nothing can be had now")));
+        assert!(!late.is_empty());
         drop(held);
         assert_eq!(drained(&late), ["before", "1 messages lost: the console was too slow"]);
         // Nor while a line is shown.

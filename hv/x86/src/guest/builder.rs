@@ -2,7 +2,7 @@
 
 use crate::cpu::instr;
 use crate::guest::arch::{self, DomainData, VcpuShared, X86, machine};
-use crate::guest::memory::GuestRam;
+use crate::guest::memory::{GuestRam, OutOfMemory};
 use crate::guest::ports;
 use crate::hw::mitigation;
 use crate::mm::{direct, frames::frames};
@@ -123,13 +123,18 @@ fn low_bytes(config: &BootConfig) -> u64 {
 }
 
 fn make_memory(owner: Owner, config: &BootConfig) -> Result<GuestRam, Failure> {
+    // As it is now: what this domain takes before it fails is given back.
+    let free = frames().stats().free * PAGE_SIZE;
     let short = |_| {
-        let free = frames().stats().free >> 8;
         format!(
-            "not enough memory for {} MiB ({free} MiB are free): lower memory= of this or another domain",
-            config.memory >> 20
+            "not enough memory for {} MiB ({} MiB are free): lower memory= of this or another domain",
+            config.memory >> 20,
+            free >> 20
         )
     };
+    if config.memory > free {
+        return Err(short(OutOfMemory));
+    }
     let host = arch::host();
     let shadow_quota = (config.memory / PAGE_SIZE / 64) as u32 + 1024;
     let quota = config.nested.then_some(shadow_quota);
