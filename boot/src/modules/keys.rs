@@ -27,12 +27,13 @@ type Wrong = (String, String);
 type Apply = fn(&mut DomainConfig, &str, &Limits) -> Result<(), Wrong>;
 
 /// Name, whether it is a boolean, what it does.
-const KEYS: [(&str, bool, Apply); 10] = [
+const KEYS: [(&str, bool, Apply); 11] = [
     ("name", false, |d, v, _| name(v).map(|name| d.name = name)),
     ("vcpus", false, |d, v, limits| vcpus(v, limits).map(|n| d.vcpus = n)),
     ("memory", false, |d, v, limits| memory(v, limits).map(|bytes| d.memory = bytes)),
     ("nested", true, |d, v, _| on_off(v).map(|on| d.nested = on)),
     ("console", true, |d, v, _| on_off(v).map(|on| d.console = on)),
+    ("counters", true, |d, v, _| on_off(v).map(|on| d.counters = on)),
     ("type", false, |d, v, _| one_of(v, &[("pvh", GuestType::Pvh)]).map(|kind| d.kind = kind)),
     ("cpus", false, |d, v, _| cpus(v).map(|list| d.cpus = list)),
     ("weight", false, |d, v, _| number(v, 1, u16::MAX.into()).map(|n| d.weight = n as u16)),

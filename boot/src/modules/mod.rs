@@ -71,6 +71,8 @@ pub struct DomainConfig {
     pub memory: u64,
     /// Whether it sees virtualization extensions; off by default.
     pub nested: bool,
+    /// Whether it may read its own exit counters by CPUID; off by default.
+    pub counters: bool,
     /// Kind of guest.
     pub kind: GuestType,
     /// pCPUs it may run on, as inclusive ranges; empty (the default) for all.
@@ -184,6 +186,7 @@ impl Setup<'_> {
             vcpus: 1,
             memory: 0,
             nested: false,
+            counters: false,
             kind: GuestType::Pvh,
             cpus: Vec::new(),
             weight: 256,

@@ -21,7 +21,7 @@ fn a_domain_with_everything() {
     let domains = good(&[
         "ramdisk name=l1",
         "placeholder domain name=l1 vcpus=2 memory=1024M nested=on type=pvh cpus=0-3,6 weight=512 cap=150 \
-         console=off on_crash=restart -- console=hvc0  \"a b\" -- x",
+         console=off on_crash=restart counters=on -- console=hvc0  \"a b\" -- x",
         "module name=l1 -- first",
         "/boot/other module name=l1",
     ]);
@@ -32,6 +32,7 @@ fn a_domain_with_everything() {
             vcpus: 2,
             memory: 1 << 30,
             nested: true,
+            counters: true,
             kind: GuestType::Pvh,
             cpus: Vec::from([(0, 3), (6, 6)]),
             weight: 512,
@@ -55,6 +56,7 @@ fn a_domain_with_the_least() {
     let d = &domains[0];
     assert_eq!((d.vcpus, d.memory, d.nested, d.weight, d.cap), (1, MIN_MEMORY, false, 256, 0));
     assert_eq!((d.console, d.on_crash, d.ramdisk, d.cmdline.as_str()), (true, OnCrash::Destroy, None, ""));
+    assert!(!d.counters);
 }
 
 #[test]

@@ -89,17 +89,17 @@ fn registers() {
     }
 }
 
-/// Logs what memory is used for.
+/// Logs what memory is used for, in KiB.
 pub fn memory() {
-    let frames = crate::mm::frames::frames();
-    let stats = frames.stats();
-    let own = frames.usage(hv_core::memory::Owner::HYPERVISOR).total();
+    let uses = crate::mm::frames::uses();
     log::info!(
-        "memory: {} MiB, {} MiB free; Testudo {} KiB allocated and {} KiB set apart; {} CPUs",
-        stats.total >> 8,
-        stats.free >> 8,
-        own * 4,
-        stats.reserved * 4,
+        "@memory total_kb={} free_kb={} domains_kb={} modules_kb={} testudo_kb={} image_and_tables_kb={} cpus={}",
+        uses.total * 4,
+        uses.free * 4,
+        uses.domains * 4,
+        uses.modules * 4,
+        uses.own * 4,
+        uses.fixed * 4,
         smp::count()
     );
 }

@@ -12,6 +12,8 @@ static MUL: AtomicU32 = AtomicU32::new(0);
 static SHIFT: AtomicU32 = AtomicU32::new(0);
 
 static WALLCLOCK: AtomicU64 = AtomicU64::new(0);
+/// The TSC when the boot loader handed over.
+static HANDOVER: AtomicU64 = AtomicU64::new(0);
 
 /// A reference clock of known frequency.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,16 @@ pub enum Reference {
 
 const PM_TIMER_HZ: u64 = 3_579_545;
 const PIT_HZ: u64 = 1_193_182;
+
+/// Notes the TSC of the boot loader's hand-over. Once, by the entry code.
+pub fn set_handover(tsc: u64) {
+    HANDOVER.store(tsc, Ordering::Relaxed);
+}
+
+/// TSC ticks since the boot loader's hand-over.
+pub fn since_handover() -> u64 {
+    instr::rdtsc().wrapping_sub(HANDOVER.load(Ordering::Relaxed))
+}
 
 /// Reads the real-time clock (CMOS), UTC as firmware keeps it. Once, at boot, after [`init`].
 pub fn init_wallclock() {

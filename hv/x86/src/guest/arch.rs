@@ -94,6 +94,8 @@ pub struct DomainData {
     pub nested: Option<crate::svm::nested::DomainNested>,
     /// Host TSC at the guest's TSC zero.
     pub tsc_zero: u64,
+    /// It may read its exit counters ([`crate::guest::stats`]).
+    pub counters: bool,
 }
 
 /// Counted reasons of exits: see [`counter_of`].

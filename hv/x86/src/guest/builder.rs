@@ -307,6 +307,7 @@ fn finish(
         cr4_allowed: allowed,
         nested: caps.map(|caps| nested::DomainNested { caps }),
         tsc_zero,
+        counters: config.counters,
     };
     let tlb = memory.tlb().clone();
     let shared = |number: hv_core::vcpu::VcpuId| VcpuShared {

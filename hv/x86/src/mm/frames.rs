@@ -4,10 +4,14 @@
 
 use crate::mm::direct;
 use addr::{Frame, HostPhys, Hpa, PAGE_SIZE, Range};
+use core::sync::atomic::{AtomicU64, Ordering};
 use hv_core::memory::{Account, FrameAllocator, FrameEntry, Kind, Owner, Reason, Zone};
 use spin::Once;
 
 static FRAMES: Once<FrameAllocator<'static>> = Once::new();
+/// Reserved frames that are not Testudo's: modules, and RAM that must not be used.
+static MODULES: AtomicU64 = AtomicU64::new(0);
+static UNUSABLE: AtomicU64 = AtomicU64::new(0);
 
 /// Domains whose frames are accounted one by one; as many as there can be at a time.
 pub const MAX_DOMAINS: usize = 256;
@@ -70,8 +74,52 @@ pub fn init(ram: &[Range<HostPhys>], reserved: &[Reserved]) -> Result<(), NoRoom
     for range in ram {
         allocator.add_range(*range);
     }
+    for (total, reason) in [(&MODULES, Reason::Module), (&UNUSABLE, Reason::Bad)] {
+        let pages =
+            reserved.iter().filter(|r| r.reason == reason).map(|r| r.range.bytes().div_ceil(PAGE_SIZE));
+        total.store(pages.sum(), Ordering::Relaxed);
+    }
     FRAMES.call_once(|| allocator);
     Ok(())
+}
+
+/// Where the machine's memory is, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uses {
+    /// All RAM but what must not be used.
+    pub total: u64,
+    /// Free.
+    pub free: u64,
+    /// Charged to domains: their RAM, tables, and what else is made for them.
+    pub domains: u64,
+    /// The boot modules: kernels and ramdisks, kept for domains that restart.
+    pub modules: u64,
+    /// Testudo's own: all the rest.
+    pub own: u64,
+    /// Of these, Testudo's image and boot-time tables.
+    pub fixed: u64,
+}
+
+/// Where the machine's memory is now. Counted while others allocate, so that numbers may be off by what they do.
+pub fn uses() -> Uses {
+    let stats = frames().stats();
+    let (modules, unusable) = (MODULES.load(Ordering::Relaxed), UNUSABLE.load(Ordering::Relaxed));
+    let domains = (0..MAX_DOMAINS as u16).map(|id| frames().usage(Owner(id)).total()).sum();
+    Uses::of(stats.total, stats.reserved, stats.free, domains, modules, unusable)
+}
+
+impl Uses {
+    fn of(given: u64, reserved: u64, free: u64, domains: u64, modules: u64, unusable: u64) -> Uses {
+        let total = (given + reserved).saturating_sub(unusable);
+        Uses {
+            total,
+            free,
+            domains,
+            modules,
+            own: total.saturating_sub(free).saturating_sub(domains).saturating_sub(modules),
+            fixed: reserved.saturating_sub(modules).saturating_sub(unusable),
+        }
+    }
 }
 
 /// The highest range of `need` bytes in `ram`, below 4 GiB, that touches none of `reserved`.
@@ -101,6 +149,14 @@ pub fn alloc_own(zone: Zone) -> Option<Frame<HostPhys>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_memory_is_somebodys() {
+        let uses = Uses::of(10_000, 700, 4000, 5500, 500, 20);
+        let Uses { total, free, domains, modules, own, fixed } = uses;
+        assert_eq!((total, own, fixed), (10_680, 680, 180));
+        assert_eq!(free + domains + modules + own, total);
+    }
 
     #[test]
     fn the_table_goes_below_what_is_reserved() {

@@ -63,6 +63,9 @@ mb2_entry:
     cpuid
     bt edx, 29
     jnc 9f
+    rdtsc                                   # when the loader let go: on top of this stack for `boot64`
+    push edx
+    push eax
 
     # 2048 leaves of 2 MiB: the first 4 GiB.
     mov eax, {leaf}
@@ -140,6 +143,8 @@ boot64:
     mov edi, edi
     mov esi, esi
     xor ebp, ebp
+    mov edx, offset boot32_stack_top - 8
+    mov rdx, [rdx]
     movabs rax, offset {start}
     call rax
 4:  hlt

@@ -44,8 +44,10 @@ fn boot_cpu() -> *mut PerCpu {
 /// Largest info block that is believed.
 const MAX_INFO: u32 = 1 << 20;
 
-/// Entered from the entry stub in long mode on [`BOOT_STACK`], with the loader's magic and info block.
-pub extern "C" fn start(magic: u32, info: u32) -> ! {
+/// Entered from the entry stub in long mode on [`BOOT_STACK`], with the loader's magic and info block, and the TSC at
+/// the loader's hand-over.
+pub extern "C" fn start(magic: u32, info: u32, handover: u64) -> ! {
+    time::set_handover(handover);
     let block = (&raw const BOOT_STACK) as u64;
     // SAFETY: only this CPU runs; the statics live for ever.
     unsafe {

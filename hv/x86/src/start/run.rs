@@ -5,7 +5,7 @@ use crate::cpu::percpu::{self, Pending, PerCpu};
 use crate::guest::arch::{self, machine};
 use crate::hw::watchdog;
 use crate::svm::run::{CpuContext, run};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hv_core::platform::PcpuId;
 use hv_core::sched::WhyPut;
 
@@ -21,6 +21,7 @@ pub fn run_cpu() -> ! {
         attend_cpu(cpu);
         match machine().pick(pcpu) {
             Some(picked) => {
+                report_first();
                 arm_timer(cpu, picked.slice_end);
                 let why = {
                     let mut state = picked.vcpu.shared.state.lock();
@@ -33,6 +34,15 @@ pub fn run_cpu() -> ! {
             }
             None => idle(cpu),
         }
+    }
+}
+
+/// Says once, before the first entry to any guest, how long it took to get there.
+fn report_first() {
+    static REPORTED: AtomicBool = AtomicBool::new(false);
+    if !REPORTED.load(Ordering::Relaxed) && !REPORTED.swap(true, Ordering::Relaxed) {
+        let ticks = crate::time::since_handover();
+        log::info!("@boot handover_to_guest={ticks} ticks");
     }
 }
 

@@ -200,8 +200,13 @@ impl GuestCpuid {
     }
 
     /// What CPUID gives for `leaf` (EAX) and `subleaf` (ECX).
-    #[inline]
     pub fn lookup(&self, leaf: u32, subleaf: u32, vcpu: &VcpuCpuidState) -> Leaf {
+        self.find(leaf, subleaf, vcpu).unwrap_or_default()
+    }
+
+    /// The same, but `None` where the table has no such leaf.
+    #[inline]
+    pub fn find(&self, leaf: u32, subleaf: u32, vcpu: &VcpuCpuidState) -> Option<Leaf> {
         let index = (leaf & 0x3fff_ffff) as usize;
         let entry = match leaf >> 30 {
             0 => self.standard.get(index),
@@ -209,11 +214,8 @@ impl GuestCpuid {
             2 => self.extended.get(index),
             _ => None,
         };
-        match entry {
-            Some(entry) if entry.extra == Extra::Nothing => entry.regs,
-            Some(entry) => self.patched(entry, subleaf, vcpu),
-            None => [0; 4],
-        }
+        let entry = entry?;
+        Some(if entry.extra == Extra::Nothing { entry.regs } else { self.patched(entry, subleaf, vcpu) })
     }
 
     /// The EFER bits that the domain may set, for [`check::efer`](super::msr::check::efer).
