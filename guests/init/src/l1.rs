@@ -8,11 +8,11 @@ use crate::{load, monitors, sys};
 
 const VMM: &str = "/vmm";
 
-/// Carry out the steps of `testudo.l1=` in order; a step that fails does not keep the later ones from running.
+/// `ticks`: when user space began. Carry out the steps of `testudo.l1=` in order; a step that fails does not keep the later ones from running.
 ///
 /// # Errors
 /// The first failure.
-pub fn run(words: &Words) -> sys::Verdict {
+pub fn run(words: &Words, ticks: u64) -> sys::Verdict {
     sys::mark(0x40);
     let mut verdict = Ok(());
     let mut background = None;
@@ -20,7 +20,7 @@ pub fn run(words: &Words) -> sys::Verdict {
         let (name, words) = &words.step(step);
         let result = match name.as_str() {
             "modules" => modules(words),
-            "info" => info(),
+            "info" => info(ticks),
             "bench" => bench(words),
             "l2" => monitors::run(words, step),
             "load" => {
@@ -43,13 +43,13 @@ pub fn run(words: &Words) -> sys::Verdict {
     verdict.and(sys::complaints())
 }
 
-fn info() -> sys::Verdict {
+fn info(ticks: u64) -> sys::Verdict {
     let hypervisor = match sys::line("/sys/hypervisor/type") {
         kind if kind.is_empty() => "none".to_string(),
         kind => kind,
     };
     println!(
-        "@testudo l1 kernel={} cpus={} memory_kb={} hypervisor={hypervisor} svm={} kvm={} clocksource={}",
+        "@testudo l1 kernel={} cpus={} memory_kb={} hypervisor={hypervisor} svm={} kvm={} clocksource={} ticks={ticks}",
         sys::line("/proc/sys/kernel/osrelease"),
         sys::cpus(),
         sys::memory_kb(),
@@ -73,7 +73,9 @@ fn modules(words: &Words) -> sys::Verdict {
 fn bench(words: &Words) -> sys::Verdict {
     let mut command = Command::new(VMM);
     command.arg("bench");
-    for (option, word) in [("--ops", "testudo.ops"), ("--rounds", "testudo.rounds")] {
+    for (option, word) in
+        [("--ops", "testudo.ops"), ("--rounds", "testudo.rounds"), ("--exits", "testudo.exits")]
+    {
         if let Some(value) = words.get(word) {
             command.args([option, value]);
         }

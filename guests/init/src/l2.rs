@@ -10,13 +10,13 @@ const WATCH: Duration = Duration::from_millis(500);
 /// How long the network is used in such a mode.
 const ECHO: Duration = Duration::from_millis(100);
 
-/// Do what `testudo.l2=` says.
+/// `ticks`: when user space began. Do what `testudo.l2=` says.
 ///
 /// # Errors
 /// What failed first.
-pub fn run(words: &Words) -> sys::Verdict {
+pub fn run(words: &Words, ticks: u64) -> sys::Verdict {
     let (kernel, cpus) = (sys::line("/proc/sys/kernel/osrelease"), sys::cpus());
-    println!("@testudo l2 userland kernel={kernel} cpus={cpus} memory_kb={}", sys::memory_kb());
+    println!("@testudo l2 userland kernel={kernel} cpus={cpus} memory_kb={} ticks={ticks}", sys::memory_kb());
     let devices = words.has("testudo.devices");
     if devices {
         sys::load_modules("l2", |_| None)?;

@@ -15,14 +15,15 @@ mod words;
 use words::Words;
 
 fn main() {
+    let ticks = sys::tsc();
     sys::prepare();
     let words = Words::from_cmdline(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     if words.has("testudo.l1") {
-        let verdict = l1::run(&words);
+        let verdict = l1::run(&words, ticks);
         sys::report("l1", "done", &verdict);
         if words.get("testudo.end") == Some("reboot") { sys::reboot() } else { sys::poweroff() }
     }
-    let verdict = l2::run(&words);
+    let verdict = l2::run(&words, ticks);
     sys::report("l2", "done", &verdict);
     if words.get("testudo.l2") == Some("reboot") { sys::reboot() } else { sys::poweroff() }
 }

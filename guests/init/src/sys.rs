@@ -191,6 +191,12 @@ fn end(how: libc::c_int) -> ! {
     }
 }
 
+/// The time-stamp counter: ticks since this machine was made, if nobody has changed it.
+pub fn tsc() -> u64 {
+    // SAFETY: every x86-64 CPU has RDTSC, and Linux leaves it open to programs.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// Phase mark for traces of the hypervisor's exits (see `vmm`'s `mark`).
 pub fn mark(n: u32) {
     std::hint::black_box(std::arch::x86_64::__cpuid(0x4f4e_4d00 + (n & 0xff)));

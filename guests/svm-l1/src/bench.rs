@@ -1,5 +1,6 @@
 //! `bench`: what SVM's own instructions cost an L1 that does nothing else.
 
+use crate::exits::Source;
 use crate::l2::L2;
 use crate::vmcb::*;
 use crate::{arena, code, cpu, say};
@@ -31,7 +32,7 @@ fn instruction(name: &str, rounds: usize, run: impl Fn()) {
 }
 
 /// The guest stamps the time as its first act, then exits: `vmrun` is the way in, `vmexit` the way back.
-fn round_trips(name: [&str; 3], rounds: usize, clean: bool) -> bool {
+fn round_trips(name: [&str; 3], rounds: usize, clean: bool, exits: Option<Source>) -> bool {
     let at = code!("rdtsc");
     let mut l2 = L2::new(at);
     crate::npt::Npt::new().attach(&mut l2);
@@ -54,6 +55,12 @@ fn round_trips(name: [&str; 3], rounds: usize, clean: bool) -> bool {
         let middle = (l2.regs[crate::l2::reg::RDX] & 0xffff_ffff) << 32 | l2.vmcb.get(RAX) & 0xffff_ffff;
         (there[n], back[n], both[n]) = (middle - start, end - middle, end - start);
     }
+    if let Some(source) = exits {
+        source.report(name[2], || {
+            l2.vmcb.set(RIP, at);
+            l2.enter();
+        });
+    }
     cpu::stgi();
     report(name[0], there);
     report(name[1], back);
@@ -61,8 +68,8 @@ fn round_trips(name: [&str; 3], rounds: usize, clean: bool) -> bool {
     true
 }
 
-/// Run them all; whether they could be run.
-pub fn run(rounds: u64) -> bool {
+/// Run them all; whether they could be run. `exits`: who counts the exits of VMRUN.
+pub fn run(rounds: u64, exits: Option<Source>) -> bool {
     let rounds = rounds.clamp(1, MOST as u64) as usize;
     arena::reset();
     cpu::wrmsr(cpu::EFER, cpu::rdmsr(cpu::EFER) | cpu::SVME);
@@ -82,6 +89,6 @@ pub fn run(rounds: u64) -> bool {
     instruction("invlpga", rounds, || unsafe {
         core::arch::asm!("invlpga rax, ecx", in("rax") 0, in("ecx") 1)
     });
-    round_trips(["vmrun", "vmexit", "vmrun_vmexit"], rounds, false)
-        && round_trips(["vmrun_clean", "vmexit_clean", "vmrun_vmexit_clean"], rounds, true)
+    round_trips(["vmrun", "vmexit", "vmrun_vmexit"], rounds, false, exits)
+        && round_trips(["vmrun_clean", "vmexit_clean", "vmrun_vmexit_clean"], rounds, true, None)
 }

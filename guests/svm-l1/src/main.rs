@@ -14,6 +14,7 @@ mod arena;
 mod bench;
 mod con;
 mod cpu;
+mod exits;
 mod hostile;
 mod l2;
 mod npt;
@@ -66,13 +67,14 @@ impl CommandLine {
 
 #[unsafe(no_mangle)]
 extern "C" fn rust_main(info: u64) -> ! {
+    let tsc = cpu::rdtsc();
     let line = CommandLine::read(info);
     con::init();
     trap::init(0);
     apic::init();
     let name = cpu::hypervisor();
     say!(
-        "svm-l1: hypervisor={} maxphys={} svm_features={:#x} asids={}",
+        "svm-l1: hypervisor={} maxphys={} svm_features={:#x} asids={} tsc={tsc}",
         core::str::from_utf8(&name).unwrap_or("?").trim_end_matches('\0'),
         cpu::maxphys(),
         cpu::svm_features(),
@@ -84,7 +86,11 @@ extern "C" fn rust_main(info: u64) -> ! {
         exit(false);
     }
     let good = if line.get("bench").is_some() {
-        bench::run(line.number("rounds", 500))
+        let source = line.get("exits").map(exits::Source::open);
+        if source == Some(None) {
+            say!("svm-l1: nobody beneath counts exits as asked for");
+        }
+        bench::run(line.number("rounds", 500), source.flatten()) && source != Some(None)
     } else if line.get("hostile").is_some() {
         hostile::run(line.number("seed", 1), line.number("rounds", 2000), line.get("wild").is_some())
     } else {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::exits::Source;
+
 /// What to do.
 #[derive(Debug)]
 pub enum Command {
@@ -34,6 +36,8 @@ pub struct Boot {
     pub timeout: Option<u64>,
     /// Feed standard input to the guest's serial port.
     pub stdin: bool,
+    /// Let the guest read how often it exits ([`crate::ports`]).
+    pub counters: bool,
 }
 
 /// Options of `vmm bench`.
@@ -43,10 +47,13 @@ pub struct Bench {
     pub ops: Vec<String>,
     /// Rounds per operation.
     pub rounds: usize,
+    /// Who counts L0's exits, if anybody.
+    pub exits: Option<Source>,
 }
 
 const USAGE: &str = "usage: vmm boot --kernel F [--initrd F] [--memory 128M] [--cpus N] [--cmdline S] [--prefix S] \
-    [--reboots N] [--triple-fault crash|reboot] [--timeout S] [--stdin] | vmm bench [--ops a,b] [--rounds N]";
+    [--reboots N] [--triple-fault crash|reboot] [--timeout S] [--stdin] [--counters] | vmm bench [--ops a,b] [--rounds N] \
+    [--exits cpuid|ports|perf]";
 
 /// Parse the arguments after the program's name.
 ///
@@ -74,11 +81,16 @@ fn parse_boot(argv: &[String]) -> Result<Boot, String> {
         triple_fault_reboots: false,
         timeout: None,
         stdin: false,
+        counters: false,
     };
     let mut words = argv.iter();
     while let Some(option) = words.next() {
         if option == "--stdin" {
             boot.stdin = true;
+            continue;
+        }
+        if option == "--counters" {
+            boot.counters = true;
             continue;
         }
         let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
@@ -109,11 +121,15 @@ fn parse_boot(argv: &[String]) -> Result<Boot, String> {
 }
 
 fn parse_bench(argv: &[String]) -> Result<Bench, String> {
-    let mut bench = Bench { ops: Vec::new(), rounds: 500 };
+    let mut bench = Bench { ops: Vec::new(), rounds: 500, exits: None };
     for pair in argv.chunks(2) {
         match pair {
             [o, v] if o == "--ops" => bench.ops = v.split(',').map(Into::into).collect(),
             [o, v] if o == "--rounds" => bench.rounds = number(v)?,
+            [o, v] if o == "--exits" => {
+                let source = Source::parse(v).ok_or_else(|| format!("--exits {v}: cpuid, ports or perf"))?;
+                bench.exits = Some(source);
+            }
             _ => return Err(format!("bad option {}\n{USAGE}", pair[0])),
         }
     }
@@ -167,10 +183,11 @@ mod tests {
 
     #[test]
     fn bench_takes_a_list() {
-        let Ok(Command::Bench(b)) = parse(&words("bench --ops cpuid,pio --rounds 7")) else {
+        let Ok(Command::Bench(b)) = parse(&words("bench --ops cpuid,pio --rounds 7 --exits ports")) else {
             panic!("did not parse")
         };
         assert_eq!((b.ops, b.rounds), (vec!["cpuid".to_string(), "pio".to_string()], 7));
-        assert!(parse(&words("bench --ops")).is_err());
+        assert_eq!(b.exits, Some(Source::Ports));
+        assert!(parse(&words("bench --ops")).is_err() && parse(&words("bench --exits x")).is_err());
     }
 }

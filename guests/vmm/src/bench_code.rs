@@ -32,6 +32,7 @@ macro_rules! timed {
     };
 }
 
+timed!(empty, "", "");
 timed!(cpuid, "", "xor eax, eax; cpuid");
 timed!(vmmcall, "", "mov eax, -1; vmmcall");
 timed!(rdmsr, "mov ecx, 0x1b", "rdmsr");
@@ -66,6 +67,7 @@ macro_rules! bytes {
 /// The code of operation `name`.
 pub fn code(name: &str) -> Option<&'static [u8]> {
     Some(match name {
+        "empty" => bytes!(bench_empty_start, bench_empty_end),
         "cpuid" => bytes!(bench_cpuid_start, bench_cpuid_end),
         "vmmcall" => bytes!(bench_vmmcall_start, bench_vmmcall_end),
         "rdmsr" => bytes!(bench_rdmsr_start, bench_rdmsr_end),

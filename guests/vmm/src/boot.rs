@@ -11,7 +11,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use crate::machine::{self, failed};
 use crate::memory::Ram;
 use crate::serial::{self, Serial};
-use crate::{acpi, args, loader, mark};
+use crate::{acpi, args, loader, mark, ports};
 
 /// Port for an exit code, as QEMU's isa-debug-exit.
 const PORT_EXIT: u16 = 0xf4;
@@ -57,12 +57,16 @@ impl End {
 const REASONS: [&str; 8] = ["io", "mmio", "hlt", "intr", "shutdown", "irq_window", "entry_failed", "other"];
 
 #[derive(Debug, Default)]
-struct Counters([AtomicU64; REASONS.len()]);
+struct Counters {
+    by_reason: [AtomicU64; REASONS.len()],
+    /// TSC just before the first entry of the machine's last life.
+    entered: AtomicU64,
+}
 
 impl Counters {
     fn count(&self, reason: &str) {
         let index = REASONS.iter().position(|r| *r == reason).unwrap_or(REASONS.len() - 1);
-        self.0[index].fetch_add(1, Ordering::Relaxed);
+        self.by_reason[index].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -77,6 +81,7 @@ struct Shared {
     exits: Arc<Counters>,
     threads: Mutex<BTreeMap<u32, libc::pthread_t>>,
     triple_fault_reboots: bool,
+    counters: bool,
 }
 
 /// Run the machine until it ends for good; the result is the exit status.
@@ -114,15 +119,16 @@ pub fn run(options: &args::Boot) -> Result<i32, String> {
 }
 
 fn print_summary(end: &End, reboots: u32, options: &args::Boot, time: Duration, exits: &Counters) {
-    let counts: Vec<u64> = exits.0.iter().map(|c| c.load(Ordering::Relaxed)).collect();
+    let counts: Vec<u64> = exits.by_reason.iter().map(|c| c.load(Ordering::Relaxed)).collect();
     let by_reason: String = REASONS.iter().zip(&counts).map(|(name, n)| format!(" {name}={n}")).collect();
     println!(
-        "{}vmm: result={} code={} reboots={reboots} cpus={} seconds={:.3} exits={}{by_reason}",
+        "{}vmm: result={} code={} reboots={reboots} cpus={} seconds={:.3} entry_tsc={} exits={}{by_reason}",
         options.prefix,
         end.name(),
         if let End::Exit(code) = end { *code } else { 0 },
         options.cpus,
         time.as_secs_f64(),
+        exits.entered.load(Ordering::Relaxed),
         counts.iter().sum::<u64>(),
     );
 }
@@ -147,6 +153,7 @@ fn once(
         exits: exits.clone(),
         threads: Mutex::default(),
         triple_fault_reboots: options.triple_fault_reboots,
+        counters: options.counters,
     });
     let mut vcpus = Vec::new();
     for id in 0..options.cpus {
@@ -163,6 +170,8 @@ fn once(
     }
     let start = Arc::new(Barrier::new(vcpus.len()));
     mark::phase(mark::RUN);
+    // SAFETY: every x86-64 CPU has RDTSC, and Linux leaves it open to programs.
+    exits.entered.store(unsafe { std::arch::x86_64::_rdtsc() }, Ordering::Relaxed);
     let threads: Vec<_> = vcpus
         .into_iter()
         .zip(0..)
@@ -224,8 +233,9 @@ fn vcpu_thread(shared: &Shared, mut vcpu: VcpuFd, id: u32, start: &Barrier) {
     // SAFETY: asks for our own thread's handle.
     lock(&shared.threads).insert(id, unsafe { libc::pthread_self() });
     start.wait();
+    let mut counters = shared.counters.then(ports::Server::default);
     while !shared.stop.load(Ordering::Acquire) {
-        if let Some(end) = step(shared, &mut vcpu) {
+        if let Some(end) = step(shared, &mut vcpu, counters.as_mut()) {
             finish(shared, end);
         }
     }
@@ -245,7 +255,7 @@ fn vcpu_thread(shared: &Shared, mut vcpu: VcpuFd, id: u32, start: &Barrier) {
 }
 
 /// Enter the guest once and serve its exit.
-fn step(shared: &Shared, vcpu: &mut VcpuFd) -> Option<End> {
+fn step(shared: &Shared, vcpu: &mut VcpuFd, counters: Server<'_>) -> Option<End> {
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(e) if [libc::EINTR, libc::EAGAIN].contains(&e.errno()) => {
@@ -259,11 +269,11 @@ fn step(shared: &Shared, vcpu: &mut VcpuFd) -> Option<End> {
     match exit {
         VcpuExit::IoOut(port, data) => {
             count("io");
-            return port_out(shared, port, data);
+            return port_out(shared, counters, port, data);
         }
         VcpuExit::IoIn(port, data) => {
             count("io");
-            port_in(shared, port, data);
+            port_in(shared, counters.as_deref(), port, data);
         }
         VcpuExit::MmioRead(_, data) => {
             count("mmio");
@@ -295,7 +305,13 @@ fn step(shared: &Shared, vcpu: &mut VcpuFd) -> Option<End> {
     None
 }
 
-fn port_out(shared: &Shared, port: u16, data: &[u8]) -> Option<End> {
+type Server<'a> = Option<&'a mut ports::Server>;
+
+fn port_out(shared: &Shared, counters: Server<'_>, port: u16, data: &[u8]) -> Option<End> {
+    if let (ports::FIRST..=ports::LAST, Some(server)) = (port, counters) {
+        let mut bytes = (port..=ports::LAST).zip(data);
+        return bytes.find_map(|(port, byte)| server.write(port, *byte).err()).map(End::Error);
+    }
     let value = *data.first()?;
     match port {
         serial::PORT..=0x3ff => {
@@ -312,7 +328,11 @@ fn port_out(shared: &Shared, port: u16, data: &[u8]) -> Option<End> {
     }
 }
 
-fn port_in(shared: &Shared, port: u16, data: &mut [u8]) {
+fn port_in(shared: &Shared, counters: Option<&ports::Server>, port: u16, data: &mut [u8]) {
+    if let (ports::FIRST..=ports::LAST, Some(server)) = (port, counters) {
+        data.iter_mut().zip(port..).for_each(|(byte, port)| *byte = server.read(port));
+        return;
+    }
     data.fill(0xff);
     match port {
         serial::PORT..=0x3ff => {
@@ -379,6 +399,6 @@ mod tests {
         let c = Counters::default();
         c.count("mmio");
         c.count("no such reason");
-        assert_eq!((c.0[1].load(Ordering::Relaxed), c.0[7].load(Ordering::Relaxed)), (1, 1));
+        assert_eq!((c.by_reason[1].load(Ordering::Relaxed), c.by_reason[7].load(Ordering::Relaxed)), (1, 1));
     }
 }

@@ -1,5 +1,5 @@
 //! A small virtual machine monitor on `/dev/kvm`: the everyday VMM of an L1 Linux under Testudo, and the measuring
-//! instrument for nested exits. `vmm boot` runs a Linux, `vmm bench` counts TSC ticks per kind of exit.
+//! instrument for nested exits. `vmm boot` runs a Linux, `vmm bench` counts TSC ticks and L0's exits per operation.
 //!
 //! UNSAFETY: talks to the kernel (mmap, memory slots, signals) and executes RDTSC and CPUID; guest memory is only
 //! touched through volatile copies in `memory`.
@@ -9,10 +9,13 @@ mod args;
 mod bench;
 mod bench_code;
 mod boot;
+mod exits;
 mod loader;
 mod machine;
 mod mark;
 mod memory;
+mod perf;
+mod ports;
 mod serial;
 
 use args::Command;
