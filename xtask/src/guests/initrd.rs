@@ -98,7 +98,8 @@ impl L1<'_> {
     }
 }
 
-/// A Linux whose KVM is L0, for comparison: it loads KVM, runs one L1 with our monitor, and powers off.
+/// A Linux whose KVM is L0, for comparison: it loads KVM, runs one L1 after the other with our monitor, and powers
+/// off.
 #[derive(Debug)]
 pub struct L0<'a> {
     /// Our programs.
@@ -111,30 +112,44 @@ pub struct L0<'a> {
     pub l1_kernel: &'a Path,
     /// L1's whole image.
     pub l1_initrd: &'a Path,
+    /// L1's memory in MiB.
+    pub l1_memory: u32,
     /// L1's command line.
     pub cmdline: &'a str,
+    /// The bare-metal L1.
+    pub svm_l1: &'a Path,
+    /// Its command line.
+    pub svm_cmdline: &'a str,
 }
 
 impl L0<'_> {
     /// Packs the image into `target/testudo/NAME`.
     pub fn write(&self, layout: &Layout, name: &str) -> Result<PathBuf> {
         let mut archive = base();
-        let script = format!(
-            "#!/bin/busybox sh\nb=/bin/busybox\n$b mount -t proc proc /proc\n$b mount -t devtmpfs dev /dev\n\
-             while read m; do $b insmod /modules/$m; done < /modules/order\n\
-             /vmm boot --kernel /l1/kernel --initrd /l1/initrd --memory 1024M --cpus 1 --timeout 3600 \
-             --prefix '(l1) ' --cmdline '{}'\n$b poweroff -f\n",
-            self.cmdline.replace('\'', "'\\''")
-        );
-        archive.file("init", 0o755, script.as_bytes());
+        archive.file("init", 0o755, self.script().as_bytes());
         archive.file("bin/busybox", 0o755, &read(self.busybox)?);
         archive.file("vmm", 0o755, &read(&self.programs.vmm)?);
         add_modules(&mut archive, self.kernel, L1_MODULES)?;
         archive.file("l1/kernel", 0o644, &read(self.l1_kernel)?);
         archive.file("l1/initrd", 0o644, &read(self.l1_initrd)?);
+        archive.file("l1/svm-l1", 0o644, &read(self.svm_l1)?);
         let path = layout.out(name);
         write_if_new(&path, &archive.finish())?;
         Ok(path)
+    }
+
+    fn script(&self) -> String {
+        let quoted = |words: &str| format!("'{}'", words.replace('\'', "'\\''"));
+        let vmm = "/vmm boot --counters --cpus 1 --timeout 3600";
+        format!(
+            "#!/bin/busybox sh\nb=/bin/busybox\n$b mount -t proc proc /proc\n$b mount -t sysfs sys /sys\n\
+             $b mount -t devtmpfs dev /dev\nwhile read m; do $b insmod /modules/$m; done < /modules/order\n\
+             {vmm} --kernel /l1/kernel --initrd /l1/initrd --memory {}M --prefix '(l1) ' --cmdline {}\n\
+             {vmm} --kernel /l1/svm-l1 --memory 64M --prefix '(svm) ' --cmdline {}\n$b poweroff -f\n",
+            self.l1_memory,
+            quoted(self.cmdline),
+            quoted(self.svm_cmdline)
+        )
     }
 }
 
