@@ -8,6 +8,7 @@
 //! |---|---|
 //! | 4F4E_4D80h | EAX: the last of these leaves; EBX, ECX, EDX: `TestudoExits` |
 //! | 4F4E_4D81h, ECX = exit code | EAX, EBX: exits of L1 by this code, low and high half; ECX, EDX: of its L2s |
+//! | 4F4E_4D81h, ECX = FFFF_FFFEh | the same, by all codes together |
 //!
 //! Counts are of all vCPUs together. Codes are those of AMD APM vol. 2, appendix C "SVM Intercept Exit Codes", bits
 //! 31:0; those without a counter of their own share one, which any of them reads.
@@ -21,6 +22,8 @@ use vsvm::layout::ExitCode;
 
 /// The first leaf.
 const BASE: u32 = 0x4f4e_4d80;
+/// The sub-leaf of all codes together. As an exit code it has no counter of its own.
+const ALL: u32 = u32::MAX - 1;
 /// EBX, ECX, EDX of the first leaf.
 const SIGNATURE: [u8; 12] = *b"TestudoExits";
 
@@ -67,6 +70,11 @@ fn leaf_of(leaf: u32, subleaf: u32, count: impl Fn(Level, usize) -> u64) -> Opti
             });
             Some([BASE + 1, b, c, d])
         }
+        1 if subleaf == ALL => {
+            let [l1, l2] = [Level::L1, Level::L2]
+                .map(|level| (0..COUNTERS).map(|index| count(level, index)).fold(0, u64::wrapping_add));
+            Some([l1 as u32, (l1 >> 32) as u32, l2 as u32, (l2 >> 32) as u32])
+        }
         1 => {
             // The register holds half of a code whose negative values are sign-extended.
             let index = arch::counter_of(ExitCode(i64::from(subleaf as i32) as u64));
@@ -95,6 +103,8 @@ mod tests {
         }
         assert_eq!(index_of(u32::MAX), arch::counter_of(ExitCode::INVALID));
         assert_eq!(index_of(0x1234_5678), COUNTERS - 1, "unknown codes share a counter");
+        let all = leaf_of(BASE + 1, ALL, |level, _| 1 + level as u64).unwrap();
+        assert_eq!(all, [COUNTERS as u32, 0, 2 * COUNTERS as u32, 0]);
     }
 
     #[test]
