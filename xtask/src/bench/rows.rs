@@ -51,7 +51,7 @@ pub struct Row {
     pub ticks_min: u64,
     /// World switches of L0 for one operation by reason, where they were counted.
     pub l0_exits: Option<BTreeMap<String, f64>>,
-    /// All of them in the batch with the fewest: no external interrupt fell into it.
+    /// The least of each reason over all batches, together: external interrupts have no part in it.
     #[serde(skip)]
     pub least: Option<f64>,
     /// One of svm-l1's, which are shown apart.

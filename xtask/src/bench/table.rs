@@ -165,7 +165,7 @@ fn exits(heard: &Heard) -> String {
     for row in &heard.rows {
         let Some(reasons) = &row.l0_exits else { continue };
         if text.is_empty() {
-            text += "\nL0's exits per operation (fewest seen, then by reason)\n";
+            text += "\nL0's exits per operation (external interrupts aside, then all by reason)\n";
         }
         let mut sorted: Vec<_> = reasons.iter().collect();
         sorted.sort_by(|a, b| b.1.total_cmp(a.1).then(a.0.cmp(b.0)));
