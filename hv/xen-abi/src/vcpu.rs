@@ -1,6 +1,8 @@
 //! `vcpu_op` (`public/vcpu.h`, `public/hvm/hvm_vcpu.h`).
 
 use crate::macros::{layout, numbers};
+use core::mem::size_of;
+use zerocopy::IntoBytes;
 
 numbers! {
     /// Sub-operation of `vcpu_op`.
@@ -161,3 +163,32 @@ pub const RUNSTATE_UPDATE: u64 = 1 << 63;
 pub const HVM_MODE_32: u32 = 0;
 /// [`HvmContext::mode`] for [`HvmX86_64`].
 pub const HVM_MODE_64: u32 = 1;
+
+impl HvmContext {
+    /// A context for a 32-bit mode.
+    pub fn of_32(regs: &HvmX86_32) -> Self {
+        let mut context = Self { mode: HVM_MODE_32, pad: 0, regs: [0; 120] };
+        context.regs.copy_from_slice(regs.as_bytes());
+        context
+    }
+
+    /// A context for 64-bit mode.
+    pub fn of_64(regs: &HvmX86_64) -> Self {
+        let mut context = Self { mode: HVM_MODE_64, pad: 0, regs: [0; 120] };
+        context.regs[..size_of::<HvmX86_64>()].copy_from_slice(regs.as_bytes());
+        context
+    }
+
+    /// The registers of [`HVM_MODE_32`].
+    pub const fn regs_32(&self) -> HvmX86_32 {
+        zerocopy::transmute!(self.regs)
+    }
+
+    /// The registers of [`HVM_MODE_64`]: what follows them is not looked at.
+    pub fn regs_64(&self) -> HvmX86_64 {
+        let mut regs: HvmX86_64 = zerocopy::FromZeros::new_zeroed();
+        let bytes = regs.as_mut_bytes();
+        bytes.copy_from_slice(&self.regs[..size_of::<HvmX86_64>()]);
+        regs
+    }
+}

@@ -466,6 +466,18 @@ fn bad_vcpus_are_enoent() {
 }
 
 #[test]
+fn a_vcpu_beyond_the_shared_info_needs_its_own_before_it_is_initialised() {
+    let d = running(33);
+    d.put(ARG, HvmContext { mode: 1, pad: 0, regs: [0; 120] });
+    assert_eq!(vcpu_op(&d, VcpuOp::INITIALISE, 32, ARG), Errno::EINVAL.result());
+    d.put(ARG, RegisterVcpuInfo { mfn: 4, offset: 0, rsvd: 0 });
+    assert_eq!(vcpu_op(&d, VcpuOp::REGISTER_VCPU_INFO, 32, ARG), 0);
+    d.put(ARG, HvmContext { mode: 1, pad: 0, regs: [0; 120] });
+    assert_eq!(vcpu_op(&d, VcpuOp::INITIALISE, 32, ARG), 0);
+    assert_eq!(vcpu_op(&d, VcpuOp::INITIALISE, 31, ARG), 0);
+}
+
+#[test]
 fn a_vcpu_is_initialised_brought_up_and_taken_down() {
     let d = running(2);
     let machine = d.machine().clone();

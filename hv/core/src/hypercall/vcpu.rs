@@ -61,12 +61,20 @@ pub(super) fn vcpu_op<A: Arch>(ctx: &mut Ctx<'_, A>, args: Args) -> CallResult {
 }
 
 fn initialise<A: Arch>(ctx: &mut Ctx<'_, A>, vcpu: &Arc<Vcpu<A>>, arg: u64) -> Result<i64, Errno> {
+    // One beyond the shared info page's must have registered its vcpu_info first.
+    if vcpu.vcpu_info().is_none() {
+        return Err(Errno::EINVAL);
+    }
     let context: HvmContext = ctx.read(arg)?;
     if !vcpu.claim_initialise() {
         return Err(Errno::EEXIST);
     }
-    A::initialise_vcpu(vcpu, &context).inspect_err(|_| vcpu.unclaim_initialise())?;
-    Ok(0)
+    let result = A::initialise_vcpu(vcpu, &context);
+    // It may have been started in another way meanwhile.
+    if result.is_err() && !vcpu.is_up() {
+        vcpu.unclaim_initialise();
+    }
+    result.map(|()| 0)
 }
 
 fn up<A: Arch>(vcpu: &Arc<Vcpu<A>>) -> Result<i64, Errno> {

@@ -1,6 +1,7 @@
 //! What the neutral core needs of this architecture.
 
 use crate::cpu::{instr, percpu};
+use crate::guest::context::{Allowed, Start};
 use crate::guest::memory::GuestRam;
 use crate::guest::tlb::RunMark;
 use crate::policy::cpuid::GuestCpuid;
@@ -17,7 +18,7 @@ use hv_core::platform::{Arch, CallIo, Fault, PcpuId};
 use hv_core::sync::NoIrq;
 use hv_core::time::{Clock, TscScale};
 use hv_core::trace::ExitCounters;
-use hv_core::vcpu::Vcpu;
+use hv_core::vcpu::{Vcpu, VcpuId};
 use spin::{Mutex, Once};
 use vsvm::layout::ExitCode;
 use xen_abi::Errno;
@@ -191,9 +192,26 @@ impl Arch for X86 {
     }
 
     fn initialise_vcpu(vcpu: &Arc<Vcpu<Self>>, context: &HvmContext) -> Result<(), Errno> {
-        let mut state = vcpu.shared.state.lock();
-        let state = state.as_mut().ok_or(Errno::EBUSY)?;
-        crate::guest::context::apply(state, context)
+        let domain = vcpu.domain();
+        let data = &domain.arch;
+        let allowed = Allowed {
+            cr4: data.cr4_allowed,
+            efer: data.efer_allowed,
+            phys_bits: data.phys_bits,
+            linear_bits: data.cpuid.linear_bits(),
+        };
+        let start = Start::new(context, &allowed)?;
+        // Held for long only by a vCPU that a start-up message has set running meanwhile: not to be waited for.
+        let mut state = vcpu.shared.state.try_lock().ok_or(Errno::EEXIST)?;
+        let state = state.as_mut().filter(|_| !vcpu.is_up()).ok_or(Errno::EEXIST)?;
+        start.apply(state);
+        // Its TSC goes on from the boot vCPU's, which the guest may have moved.
+        if let Some(first) = domain.vcpu(VcpuId(0)) {
+            let offset = first.shared.tsc_offset.load(Ordering::Relaxed);
+            state.vmcb01.control.tsc_offset = offset;
+            vcpu.shared.tsc_offset.store(offset, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn capabilities() -> &'static str {
