@@ -2,7 +2,7 @@
 //! Register (EFER)".
 
 use crate::caps::{Caps, Features};
-use crate::layout::reg::{CR0_PG, EFER_LMA, EFER_LME, EFER_SVME};
+use crate::layout::reg::EFER_SVME;
 
 /// VM_CR.
 pub const VM_CR: u32 = 0xc001_0114;
@@ -84,16 +84,17 @@ impl Msrs {
         })
     }
 
-    /// Once LOCK is set, writes leave LOCK and SVMDIS as they are. SVMDIS can't be set under EFER.SVME.
+    /// Once LOCK is set, writes leave LOCK and SVMDIS as they are. A write that would set SVMDIS under EFER.SVME is #GP,
+    /// whatever LOCK says (APM vol. 2, "VM_CR MSR").
     fn write_vm_cr(&mut self, value: u64, efer: u64) -> Result<(), Gp> {
         if value & !VM_CR_BITS != 0 {
             return Err(Gp);
         }
         let held = if self.vm_cr & VM_CR_LOCK != 0 { VM_CR_LOCK | VM_CR_SVMDIS } else { 0 };
-        let new = self.vm_cr & held | value & !held;
-        if new & VM_CR_SVMDIS != 0 && efer & EFER_SVME != 0 {
+        if value & VM_CR_SVMDIS != 0 && efer & EFER_SVME != 0 {
             return Err(Gp);
         }
+        let new = self.vm_cr & held | value & !held;
         self.vm_cr = new;
         Ok(())
     }
@@ -107,18 +108,9 @@ impl Msrs {
         }
     }
 
-    /// WRMSR of `new` to EFER: the value to store, LMA as the processor keeps it.
-    ///
-    /// # Errors
-    /// A reserved bit, SVME while SVMDIS is set, or LME changed while paging.
-    pub fn efer(&self, new: u64, old: u64, cr0: u64, caps: &Caps) -> Result<u64, Gp> {
-        let new = new & !EFER_LMA;
-        let svm_off = new & EFER_SVME != 0 && self.vm_cr & VM_CR_SVMDIS != 0;
-        let lme_changed = (new ^ old) & EFER_LME != 0 && cr0 & CR0_PG != 0;
-        if new & !caps.efer_allowed != 0 || svm_off || lme_changed {
-            return Err(Gp);
-        }
-        Ok(new | old & EFER_LMA)
+    /// Of the EFER bits in `allowed` those that L1 may set now: under SVMDIS, SVME must be zero.
+    pub const fn efer_allowed(&self, allowed: u64) -> u64 {
+        if self.vm_cr & VM_CR_SVMDIS != 0 { allowed & !EFER_SVME } else { allowed }
     }
 }
 
@@ -146,7 +138,7 @@ mod tests {
         let mut m = Msrs::default();
         assert_eq!(put(&mut m, SVM_KEY, 0x1234), Ok(()));
         assert_eq!(put(&mut m, VM_CR, VM_CR_LOCK | VM_CR_SVMDIS), Ok(()));
-        assert_eq!(m.efer(EFER_SVME, 0, 0, &test_caps()), Err(Gp));
+        assert_eq!(m.efer_allowed(EFER_SVME | 1), 1);
         assert_eq!(put(&mut m, VM_CR, 0), Ok(()));
         assert_eq!(m.vm_cr, VM_CR_LOCK | VM_CR_SVMDIS);
         assert_eq!(put(&mut m, SVM_KEY, 1), Ok(()));
@@ -154,6 +146,7 @@ mod tests {
         assert_eq!(put(&mut m, SVM_KEY, 0x1234), Ok(()));
         assert_eq!(put(&mut m, VM_CR, 0), Ok(()));
         assert_eq!(m.vm_cr, 0);
+        assert_eq!(m.efer_allowed(EFER_SVME | 1), EFER_SVME | 1);
         assert_eq!(m.read(SVM_KEY, &test_caps()), Some(Ok(0)));
     }
 
@@ -170,6 +163,11 @@ mod tests {
         assert_eq!(m.write(VM_CR, VM_CR_SVMDIS, EFER_SVME, &test_caps()), Some(Err(Gp)));
         assert_eq!(put(&mut m, VM_CR, 0x20), Err(Gp));
         assert_eq!(m, Msrs::default());
+        let mut locked = Msrs { vm_cr: VM_CR_LOCK, ..Msrs::default() };
+        let caps = test_caps();
+        assert_eq!(locked.write(VM_CR, VM_CR_SVMDIS, EFER_SVME, &caps), Some(Err(Gp)), "locked or not");
+        assert_eq!(put(&mut locked, VM_CR, VM_CR_SVMDIS), Ok(()));
+        assert_eq!(locked.vm_cr, VM_CR_LOCK, "locked: SVMDIS stays as it is");
     }
 
     #[test]
@@ -182,13 +180,5 @@ mod tests {
         caps.features.remove(Features::TSC_RATE);
         assert_eq!(m.read(TSC_RATIO, &caps), Some(Err(Gp)));
         assert_eq!(m.read(0x10, &caps), None);
-    }
-
-    #[test]
-    fn efer_keeps_lma_and_refuses_reserved_bits() {
-        let (m, caps) = (Msrs::default(), test_caps());
-        assert_eq!(m.efer(EFER_LME, EFER_LME | EFER_LMA, CR0_PG, &caps), Ok(EFER_LME | EFER_LMA));
-        assert_eq!(m.efer(0, EFER_LME | EFER_LMA, CR0_PG, &caps), Err(Gp));
-        assert_eq!(m.efer(1 << 20, 0, 0, &caps), Err(Gp));
     }
 }

@@ -136,29 +136,6 @@ pub const fn efer(value: u64, old: u64, paging: bool, offered: u64) -> Result<u6
     Ok(value & !LMA | old & LMA)
 }
 
-/// VM_CR: DPD 0, R_INIT 1, DIS_A20M 2, LOCK 3, SVMDIS 4. Locked, SVMDIS and LOCK stay as they are; SVMDIS
-/// can't be set while EFER.SVME is (APM vol. 2, "VM_CR MSR").
-pub const fn vm_cr(value: u64, old: u64, svme: bool) -> Result<u64, Gp> {
-    const LOCK: u64 = 1 << 3;
-    const SVMDIS: u64 = 1 << 4;
-    if value & !0x1f != 0 {
-        return Err(Gp);
-    }
-    let kept = if old & LOCK != 0 { LOCK | SVMDIS } else { 0 };
-    let new = value & !kept | old & kept;
-    if new & !old & SVMDIS != 0 && svme { Err(Gp) } else { Ok(new) }
-}
-
-/// VM_HSAVE_PA: page aligned and within the guest's physical addresses.
-pub const fn hsave_pa(value: u64, max_phys: u8) -> Result<u64, Gp> {
-    within(value, page_bits(max_phys))
-}
-
-/// TSC_RATIO: integer 39:32, fraction 31:0 (APM vol. 2, "TSC Ratio MSR").
-pub const fn tsc_ratio(value: u64) -> Result<u64, Gp> {
-    within(value, 0xff_ffff_ffff)
-}
-
 /// The hypercall page: index in bits 11:0, of which only 0 exists.
 pub const fn hypercall_page(value: u64) -> Result<u64, Gp> {
     if value & 0xfff == 0 { Ok(value) } else { Err(Gp) }

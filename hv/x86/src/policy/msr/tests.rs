@@ -161,20 +161,6 @@ fn efer_keeps_its_rules() {
 }
 
 #[test]
-fn svm_registers() {
-    assert_eq!(check::vm_cr(1 << 4, 0, false), Ok(1 << 4));
-    assert_eq!(check::vm_cr(1 << 4, 0, true), Err(Gp), "SVMDIS while SVME");
-    assert_eq!(check::vm_cr(0, 0x18, false), Ok(0x18), "locked");
-    assert_eq!(check::vm_cr(0x10, 0x8, false), Ok(0x8), "locked");
-    assert_eq!(check::vm_cr(1 << 5, 0, false), Err(Gp));
-    assert_eq!(check::hsave_pa(0x1000, 40), Ok(0x1000));
-    assert_eq!(check::hsave_pa(0x1001, 40), Err(Gp));
-    assert_eq!(check::hsave_pa(1 << 40, 40), Err(Gp));
-    assert_eq!(check::tsc_ratio(1 << 40), Err(Gp));
-    assert_eq!(check::tsc_ratio(1 << 32), Ok(1 << 32));
-}
-
-#[test]
 fn the_others_that_fault() {
     assert_eq!(check::spec_ctrl(1, 0), Err(Gp));
     assert_eq!(check::spec_ctrl(0, 0), Err(Gp), "no such register");
