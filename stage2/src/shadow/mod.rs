@@ -222,6 +222,8 @@ pub struct Stats {
     pub sources: u64,
     /// Roots now known.
     pub roots: u64,
+    /// References to them that were not given back.
+    pub held: u64,
     /// Sync pages that L1 wrote to.
     pub unsynced: u64,
     /// Table pages read again by flushes.

@@ -175,6 +175,7 @@ impl<F: Format> Inner<F> {
             pages: self.used.into(),
             sources: self.sources.len() as u64,
             roots: self.roots.len() as u64,
+            held: self.roots.iter().map(|(_, root)| u64::from(root.users)).sum(),
             ..self.counts
         }
     }
