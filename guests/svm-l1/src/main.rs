@@ -95,6 +95,8 @@ extern "C" fn rust_main(info: u64) -> ! {
         tests::run(&mut runner);
         runner.finish()
     };
+    // What a hypervisor below keeps for our guests it need not keep any longer.
+    cpu::wrmsr(cpu::EFER, cpu::rdmsr(cpu::EFER) & !cpu::SVME);
     exit(good)
 }
 

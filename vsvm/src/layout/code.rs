@@ -247,6 +247,15 @@ impl ExitCode {
     pub const fn exception(vector: u8) -> Self {
         Intercept::exception(vector).code()
     }
+
+    /// The vector, if the exit is an intercepted exception.
+    #[inline]
+    pub const fn exception_vector(self) -> Option<u8> {
+        match self.0 {
+            0x40..0x60 => Some((self.0 - 0x40) as u8),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for ExitCode {
@@ -306,6 +315,9 @@ mod tests {
         }
         assert_eq!(ExitCode(0x1234).to_string(), "EXIT(0x1234)");
         assert_eq!(ExitCode::exception(14).to_string(), "EXCP14");
+        assert_eq!(ExitCode::exception(31).exception_vector(), Some(31));
+        assert_eq!(ExitCode(0x3f).exception_vector(), None);
+        assert_eq!(ExitCode::INTR.exception_vector(), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ const NMI: u64 = 2 << 8;
 const EXCEPTION: u64 = 3 << 8;
 const SOFT: u64 = 4 << 8;
 const IF: u64 = 1 << 9;
+const TF: u64 = 1 << 8;
 
 fn inject(event: u64, flags: u64) -> (L2, u64) {
     let mut l2 = L2::new(code!("nop"));
@@ -277,6 +278,37 @@ fn physical(r: &mut Runner<'_>) {
         apic::eoi();
         handled(&l2, VECTOR.into())?;
         check_eq!("interrupts in L1", (early, trap::take_count(VECTOR)), (0, 0));
+        Ok(())
+    });
+    r.case("intr", "straight_to_guest_behind_a_shadow", Some("the shadow does not hold interrupts"), || {
+        // L1's IF gates it, not L2's, and the shadow holds it for one instruction.
+        let mut l2 = L2::new(code!("mov ebx, 1", "mov ecx, 1", "2:", "inc rdx", "cmp rdx, 100000", "jb 2b"));
+        l2.vmcb.set(INT_CTL, int_ctl::MASKING);
+        l2.vmcb.set(INT_SHADOW, 1);
+        let (_, early) = with_pending(&mut l2, true);
+        apic::eoi();
+        handled(&l2, VECTOR.into())?;
+        check_eq!("first and second instruction", (l2.regs[reg::RBX], l2.regs[reg::RCX]), (1, 0));
+        let flags = peek(l2.vmcb.get(RSP) + 16);
+        check_eq!("TF in L2 and on its stack", (l2.vmcb.get(RFLAGS) & TF, flags & TF), (0, 0));
+        check_eq!("DR6", l2.vmcb.get(DR6), 0xffff_0ff0);
+        check_eq!("interrupts in L1", (early, trap::take_count(VECTOR)), (0, 0));
+        Ok(())
+    });
+    r.case("intr", "behind_a_shadow_that_ends_in_a_fault", Some("the shadow does not hold interrupts"), || {
+        // The fault is delivered with L2's own flags; the interrupt comes before its handler's first instruction.
+        let at = code!("ud2");
+        let mut l2 = L2::new(at);
+        l2.vmcb.set(INT_CTL, int_ctl::MASKING);
+        l2.vmcb.set(INT_SHADOW, 1);
+        with_pending(&mut l2, true);
+        apic::eoi();
+        handled(&l2, VECTOR.into())?;
+        let inner = l2.vmcb.get(RSP);
+        let outer = peek(inner + 24);
+        check_eq!("flags of both frames", (peek(inner + 16) & TF, peek(outer + 16) & TF), (0, 0));
+        check_eq!("RIP of #UD", peek(outer), at);
+        trap::take_count(VECTOR);
         Ok(())
     });
     r.case("nmi", "exits", None, || {

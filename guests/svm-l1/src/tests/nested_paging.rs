@@ -355,7 +355,33 @@ fn flushes(r: &mut Runner<'_>) {
     });
 }
 
+/// More roots than a hypervisor below may want to keep, each for an L2 that never comes back; SVM is turned off in
+/// between, which ends all claims of those before.
+fn many(r: &mut Runner<'_>) {
+    r.case("npt", "many_short_lived_roots", None, || {
+        let npt = Npt::new();
+        poke(npt.memory, contents(1));
+        let mut l2 = accessing(&npt, WINDOW, Read);
+        for n in 0..600 {
+            // A root of its own above the same tables.
+            let root = arena::page();
+            poke(root, npt.pdpt | ALL);
+            l2.vmcb.set(NCR3, root);
+            l2.vmcb.set(RIP, code!("mov rbx, [rdi]"));
+            l2.regs[reg::RBX] = 0;
+            check_exit!(l2, l2.run(), exit::VMMCALL);
+            check_eq!("read", l2.regs[reg::RBX], contents(1));
+            if n % 50 == 0 {
+                cpu::wrmsr(cpu::EFER, cpu::rdmsr(cpu::EFER) & !cpu::SVME);
+                cpu::wrmsr(cpu::EFER, cpu::rdmsr(cpu::EFER) | cpu::SVME);
+            }
+        }
+        Ok(())
+    });
+}
+
 pub fn run(r: &mut Runner<'_>) {
+    many(r);
     leaves(r);
     guest_walk(r);
     accessed_dirty(r);

@@ -4,9 +4,9 @@ use crate::cpu::instr;
 use crate::guest::arch::{self, DomainData, VcpuShared, X86, machine};
 use crate::guest::memory::GuestRam;
 use crate::guest::ports;
+use crate::hw::mitigation;
 use crate::mm::{direct, frames::frames};
 use crate::policy::cpuid::{DomainCpuConfig, GuestCpuid, VcpuCpuidState, XenLeaves, XenTime};
-use crate::policy::mitigation::GuestSpec;
 use crate::svm::{nested, vcpu, xstate};
 use crate::vlapic::{self, VlapicShared};
 use addr::{Frame, Gpa, GuestMemory, PAGE_SIZE, Range};
@@ -216,7 +216,7 @@ fn cpuid_of(config: &BootConfig, id: u16, svm: [u32; 4]) -> GuestCpuid {
         tsc_adjust: true,
         xcr0: xstate::facts().supported,
         max_phys: 0,
-        spec: GuestSpec::default(),
+        spec: mitigation::plan().guest,
         xen: Some(XenLeaves { version: (4, 17), domid: id, time, apic_in_hardware: false }),
     };
     GuestCpuid::new(instr::cpuid, &facts)

@@ -13,9 +13,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Once;
 
 /// Speculation control (APM vol. 2, "Speculation Control MSRs").
-const SPEC_CTRL: u32 = 0x48;
+pub const SPEC_CTRL: u32 = 0x48;
 /// Prediction command.
-const PRED_CMD: u32 = 0x49;
+pub const PRED_CMD: u32 = 0x49;
 /// Decode configuration.
 const DE_CFG: u32 = 0xc001_1029;
 /// DE_CFG: LFENCE waits for all earlier instructions. Without it RDTSC may run ahead of LFENCE (AMD,
@@ -140,7 +140,7 @@ pub fn ibpb() {
     }
 }
 
-/// The barrier when another domain's vCPU comes on this CPU; nothing if the plan does not ask for it.
+/// The barrier when another vCPU comes on this CPU; nothing if the plan does not ask for it.
 #[inline]
 pub fn switch_barrier() {
     if ON_SWITCH.load(Ordering::Relaxed) {

@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 
 use crate::decode::Gprs;
+use crate::policy::mitigation::Guards;
+use crate::svm::guarded::{self, SpecCtrl};
 use addr::Hpa;
 use core::arch::asm;
 
@@ -100,10 +102,17 @@ pub unsafe fn vmrun(_vmcb: Hpa, _gprs: &mut Gprs) {
 
 /// Runs the guest of the VMCB at `at`, whose page the caller owns.
 #[inline(always)]
-pub fn run(at: Hpa, gprs: &mut Gprs) {
+pub fn run(at: Hpa, gprs: &mut Gprs, guards: Guards, spec: &mut SpecCtrl) {
     // SAFETY: callers are in the first tier (GIF=0) with a VMCB that `VcpuState::new` or the merge for an L2
-    // has composed: nested paging on tables of the domain, and all required intercepts.
-    unsafe { vmrun(at, gprs) };
+    // has composed: nested paging on tables of the domain, and all required intercepts. `guards` is the plan's for
+    // this machine.
+    unsafe {
+        if guards.around_vmrun() {
+            guarded::vmrun(at, gprs, guards, spec);
+        } else {
+            vmrun(at, gprs);
+        }
+    }
 }
 
 /// Sets GIF: interrupts, NMIs and machine checks are taken.

@@ -6,7 +6,8 @@ use vsvm::layout::{Clean, Event, EventKind, Intercept, int_ctl, int_state, reg};
 
 /// The event that results when `vector` is raised while `pending` has not been delivered (APM vol. 2,
 /// "#DF: Double-Fault Exception"): two contributory faults, or a fault on the way to #PF, make #DF; a
-/// fault on the way to #DF is a shutdown, which the hardware makes of #DF by itself once injected.
+/// fault on the way to #DF is a shutdown, which the hardware makes of #DF by itself once injected, unless that fault
+/// is intercepted.
 pub fn combine(pending: Event, vector: u8, error: Option<u32>) -> Event {
     let contributory = |v: u8| matches!(v, 0 | 10..=13);
     let new = Event::exception(vector, error);

@@ -2,7 +2,10 @@
 // UNSAFETY: fills pages that the hardware reads.
 #![allow(unsafe_code)]
 
+use crate::hw::mitigation::{self, PRED_CMD, SPEC_CTRL};
 use crate::mm::{direct, frames::frames};
+use crate::policy::mitigation::MitigationPlan;
+use crate::policy::msr::OPEN;
 use addr::Hpa;
 use hv_core::memory::{Kind, Owner, Zone};
 use spin::Once;
@@ -12,20 +15,6 @@ use vsvm::perm::{OpenWords, msr_bit};
 pub const MSRPM_WORDS: usize = 1024;
 /// 64-bit words of the I/O permission map (12 KiB).
 pub const IOPM_WORDS: usize = 1536;
-
-/// MSRs that a guest reads and writes without an exit: VMLOAD/VMSAVE state, switched with the vCPU.
-const OPEN_MSRS: &[u32] = &[
-    x86::msr::IA32_FS_BASE,
-    x86::msr::IA32_GS_BASE,
-    x86::msr::IA32_KERNEL_GSBASE,
-    x86::msr::IA32_STAR,
-    x86::msr::IA32_LSTAR,
-    x86::msr::IA32_CSTAR,
-    x86::msr::IA32_FMASK,
-    x86::msr::IA32_SYSENTER_CS,
-    x86::msr::IA32_SYSENTER_ESP,
-    x86::msr::IA32_SYSENTER_EIP,
-];
 
 /// The maps, shared by all vCPUs.
 #[derive(Debug)]
@@ -50,9 +39,9 @@ static MAPS: Once<Maps> = Once::new();
 pub fn shared() -> &'static Maps {
     MAPS.call_once(|| {
         let msrpm = filled(MSRPM_WORDS, |bits| {
-            for &msr in OPEN_MSRS {
+            for (msr, access) in open(&mitigation::plan()) {
                 let bit = usize::from(msr_bit(msr).expect("an MSR that the map covers"));
-                bits[bit / 64] &= !(3 << (bit % 64));
+                bits[bit / 64] &= !(access << (bit % 64));
             }
         });
         let iopm = filled(IOPM_WORDS, |_| ());
@@ -65,6 +54,15 @@ pub fn shared() -> &'static Maps {
             iopm_open: OpenWords::of(iopm),
         }
     })
+}
+
+/// What a guest accesses without an exit, and how (bit 0 reads, bit 1 writes): VMLOAD/VMSAVE state, which is switched
+/// with the vCPU, and what the world switch keeps apart.
+fn open(plan: &MitigationPlan) -> impl Iterator<Item = (u32, u64)> {
+    let spec_ctrl = plan.guest.spec_ctrl != 0;
+    let pred_cmd = plan.guest.pred_cmd != 0;
+    let speculation = [spec_ctrl.then_some((SPEC_CTRL, 3)), pred_cmd.then_some((PRED_CMD, 2))];
+    OPEN.into_iter().map(|msr| (msr, 3)).chain(speculation.into_iter().flatten())
 }
 
 /// `words` ones, changed by `f`, in frames that are never freed.
@@ -81,4 +79,23 @@ fn filled(words: usize, f: impl FnOnce(&mut [u64])) -> &'static [u64] {
     };
     f(bits);
     bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::mitigation::GuestSpec;
+    use std::vec::Vec;
+
+    #[test]
+    fn speculation_registers_are_open_as_far_as_guests_have_them() {
+        let beyond = |guest| {
+            let plan = MitigationPlan { guest, ..MitigationPlan::default() };
+            open(&plan).skip(OPEN.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(beyond(GuestSpec::default()), []);
+        assert_eq!(beyond(GuestSpec { pred_cmd: 1, ..GuestSpec::default() }), [(0x49, 2)], "write-only");
+        let both = GuestSpec { pred_cmd: 1, spec_ctrl: 7, ..GuestSpec::default() };
+        assert_eq!(beyond(both), [(0x48, 3), (0x49, 2)]);
+    }
 }

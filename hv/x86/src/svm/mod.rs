@@ -6,11 +6,13 @@ mod access;
 pub mod entry;
 pub mod exit;
 pub mod fetch;
+pub mod guarded;
 mod inject;
 pub mod maps;
 pub mod msrs;
 pub mod nested;
 pub mod run;
+mod step;
 mod switch;
 pub mod vcpu;
 pub mod xstate;
@@ -65,7 +67,7 @@ impl Features {
     pub const DECODE_ASSISTS: u32 = 1 << 7;
     /// Bit of virtual GIF.
     pub const VGIF: u32 = 1 << 16;
-    /// Bit of "SVM instructions check the address before #GP".
+    /// Bit of "VMRUN, VMLOAD and VMSAVE are intercepted before an address that the processor keeps for itself is #GP".
     pub const SVME_ADDRESS_CHECK: u32 = 1 << 28;
 
     /// Whether all bits of `mask` are there.

@@ -7,10 +7,12 @@
 
 use crate::cpu::percpu::{self, PerCpu};
 use crate::guest::arch::{X86, machine};
+use crate::hw::mitigation;
+use crate::policy::mitigation::Guards;
 use crate::svm::vcpu::VcpuState;
 use crate::svm::{Features, entry, exit, nested};
 use addr::Hpa;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::sync::atomic::Ordering;
 use hv_core::platform::PcpuId;
 use hv_core::sched::WhyPut;
@@ -29,6 +31,10 @@ pub struct CpuContext {
     pub features: Features,
     /// The VMCB with the host's TR.
     pub host_vmcb: Hpa,
+    /// What is done about speculation at each entry and exit.
+    pub guards: Guards,
+    /// The vCPU that ran here last. (Counted, so that no other one can come to lie at its address.)
+    last: Weak<Vcpu<X86>>,
 }
 
 impl CpuContext {
@@ -40,6 +46,16 @@ impl CpuContext {
             pool: AsidPool::new(features.asids),
             features,
             host_vmcb: Hpa::new(cpu.host_vmcb.load(Ordering::Relaxed)),
+            guards: Guards::of(&mitigation::plan()),
+            last: Weak::new(),
+        }
+    }
+
+    /// `vcpu` comes on this CPU: what another one has trained must not steer it.
+    fn switch_to(&mut self, vcpu: &Arc<Vcpu<X86>>) {
+        if !core::ptr::eq(self.last.as_ptr(), Arc::as_ptr(vcpu)) {
+            self.last = Arc::downgrade(vcpu);
+            mitigation::switch_barrier();
         }
     }
 }
@@ -81,6 +97,7 @@ pub fn run(
     if migrated {
         state.leave_pcpu();
     }
+    ctx.switch_to(vcpu);
     state.load();
     let why = Run { vcpu, state, ctx }.until_put(slice_end);
     state.put();
@@ -159,6 +176,8 @@ impl Run<'_> {
 
     /// Requests of other CPUs and of the local APIC, into what is entered next.
     fn collect_requests(&mut self) {
+        // Whether there is still a reason is decided anew below.
+        self.state.cancel_step();
         let startup = self.state.lapic.sync(&self.vcpu.shared.lapic);
         self.state.init_held |= startup.init;
         if self.state.init_held && !self.in_l2() && self.state.gif() {
@@ -176,6 +195,9 @@ impl Run<'_> {
         if !self.in_l2() {
             let callback = crate::guest::arch::callback_vector(self.vcpu);
             self.state.prepare_injection(callback);
+            if self.state.nmi_in_shadow() {
+                self.step_over_shadow();
+            }
         }
     }
 
@@ -202,6 +224,7 @@ impl Run<'_> {
         self.state.set_svme(false);
         if let Some(nested) = &mut self.state.nested {
             nested.machine.init();
+            nested.forget_all(&self.vcpu.domain().memory);
             let control = &mut self.state.vmcb01.control;
             if control.int_ctl & vsvm::layout::int_ctl::V_GIF_ENABLE != 0 {
                 control.int_ctl |= vsvm::layout::int_ctl::V_GIF;
@@ -243,7 +266,7 @@ impl Run<'_> {
         control.tlb_control = grant.tlb_control;
         let at = state.vmcb01.address();
         let hidden = hide_long_mode(&mut state.vmcb01);
-        entry::run(at, &mut state.gprs);
+        entry::run(at, &mut state.gprs, self.ctx.guards, &mut state.spec);
         show_long_mode(&mut state.vmcb01, hidden);
         self.ctx.pool.entered();
         state.tag.entered();
@@ -257,7 +280,8 @@ impl Run<'_> {
             state.requeue(int_info);
         }
         state.lapic.observe_v_tpr((state.vmcb01.control.int_ctl & int_ctl::V_TPR) as u8);
-        ExitCode::from_hardware(state.vmcb01.control.exit_code)
+        let code = ExitCode::from_hardware(state.vmcb01.control.exit_code);
+        if state.step.is_some() && self.end_step(code) { exit::FINISHED } else { code }
     }
 
     /// Whether an event ends HLT.

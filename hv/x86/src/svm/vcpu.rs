@@ -1,9 +1,13 @@
 //! A vCPU as its own pCPU sees it: vmcb01, registers, local APIC, software MSRs.
 
 use crate::decode::{CodeSize, Gprs};
+use crate::hw::mitigation;
 use crate::mm::own::HardwarePage;
 use crate::policy::cpuid::VcpuCpuidState;
-use crate::svm::{fetch::FetchCache, maps, msrs::Msrs, xstate::XState};
+use crate::policy::mitigation::Guards;
+use crate::svm::guarded::SpecCtrl;
+use crate::svm::step::Step;
+use crate::svm::{Features, fetch::FetchCache, maps, msrs::Msrs, xstate::XState};
 use crate::vlapic::{self, Vlapic};
 use hv_core::memory::Owner;
 use vsvm::layout::{
@@ -83,6 +87,10 @@ pub struct VcpuState {
     pub fetch: FetchCache,
     /// The hardware ASID of L1.
     pub tag: vsvm::asid::Tag,
+    /// The level that runs is to exit behind its next instruction.
+    pub(super) step: Option<Step>,
+    /// SPEC_CTRL, where it is not in the VMCB.
+    pub spec: SpecCtrl,
 }
 
 /// How a vCPU is made.
@@ -118,13 +126,11 @@ impl VcpuState {
             was_accepting: false,
             halted: false,
             nmi_masked: false,
-            nested: if setup.nested {
-                Some(alloc::boxed::Box::new(crate::svm::nested::Nested::new(setup.owner)?))
-            } else {
-                None
-            },
+            nested: if setup.nested { Some(crate::svm::nested::Nested::new(setup.owner)?) } else { None },
             fetch: FetchCache::default(),
             tag: Default::default(),
+            step: None,
+            spec: SpecCtrl { guest: 0, host: mitigation::plan().host_spec_ctrl },
         };
         let maps = maps::shared();
         let control = &mut state.vmcb01.control;
@@ -146,7 +152,8 @@ impl VcpuState {
 
     /// EFER.SVME as the guest sees it; the hardware's is always set. Without it the instructions of SVM are
     /// #UD: STGI and CLGI, which run in the processor where it keeps L1's GIF, must exit then, and so must the
-    /// #GP that the processor raises for each of them in user mode.
+    /// #GP that the processor raises for each of them in user mode. One that checks addresses against its own before
+    /// intercepts raises #GP instead of an exit, whatever the mode.
     pub fn set_svme(&mut self, on: bool) {
         self.msrs.svme = on;
         if self.nested.is_none() {
@@ -155,7 +162,8 @@ impl VcpuState {
         let in_hardware = self.vmcb01.control.int_ctl & int_ctl::V_GIF_ENABLE != 0;
         self.watch(Intercept::STGI, !(on && in_hardware));
         self.watch(Intercept::CLGI, !(on && in_hardware));
-        self.watch(Intercept::exception(13), !on);
+        let address_first = !crate::guest::arch::host().svm.has(Features::SVME_ADDRESS_CHECK);
+        self.watch(Intercept::exception(13), !on || address_first);
     }
 
     /// The registers after INIT (APM vol. 2, "Initial Processor State").
@@ -185,6 +193,8 @@ impl VcpuState {
         save.rsp = 0;
         save.rax = 0;
         save.g_pat = crate::cpu::msr::PAT_RESET;
+        save.spec_ctrl = 0;
+        self.spec.guest = 0;
         self.gprs = Gprs::default();
         // Family, model, stepping: what a BIOS finds in EDX.
         self.gprs.regs[Gprs::RDX] = crate::cpu::instr::cpuid(1, 0)[0].into();
@@ -234,6 +244,12 @@ impl VcpuState {
             Some(nested) if nested.machine.active().is_some() => nested.active_vmcb_mut(),
             _ => &mut self.vmcb01,
         }
+    }
+
+    /// SPEC_CTRL as L1 and its guests share it.
+    pub fn spec_ctrl(&mut self, guards: Guards) -> &mut u64 {
+        // Copied to vmcb02 at its entries, and back at its exits.
+        if guards.has(Guards::IN_VMCB) { &mut self.vmcb01.save.spec_ctrl } else { &mut self.spec.guest }
     }
 
     /// Code size of the present code segment.

@@ -9,8 +9,10 @@
 //! Testudo is compiled without return or branch thunks, so where a CPU needs one, the entry barrier
 //! (IBPB) stands in for it.
 
+mod guards;
 mod options;
 
+pub use guards::Guards;
 pub use options::{Options, Warning};
 
 use core::fmt;
@@ -194,7 +196,7 @@ pub struct MitigationPlan {
     pub div_on_entry: bool,
     /// BP_CFG.BpSpecReduce is set while guests run.
     pub bp_spec_reduce: bool,
-    /// IBPB when another domain's vCPU comes on the CPU.
+    /// IBPB when another vCPU comes on the CPU.
     pub ibpb_on_switch: bool,
     /// IBPB when an exit of L2 is given to L1: two guests on one vCPU, in one predictor domain.
     pub ibpb_on_reflect: bool,

@@ -185,6 +185,32 @@ fn facts_come_from_cpuid() {
 }
 
 #[test]
+fn what_surrounds_each_vmrun() {
+    let guards = |cpu: CpuFacts, option: &str| Guards::of(&plan(&cpu, option));
+    let bits = |all: &[Guards]| all.iter().fold(0, |sum, g| sum | g.bits());
+    let rows = [
+        (zen1(), "", bits(&[Guards::IBPB, Guards::RSB, Guards::DIV])),
+        (zen2(), "", bits(&[Guards::SWAP, Guards::IBPB, Guards::RSB])),
+        (zen2(), "msr-sc=no", bits(&[Guards::IBPB, Guards::RSB])),
+        (zen2(), "ibpb-entry=no", bits(&[Guards::SWAP, Guards::RSB])),
+        (zen3(), "", bits(&[Guards::IN_VMCB, Guards::IBPB, Guards::RSB, Guards::VERW])),
+        (zen4(), "verw=no", bits(&[Guards::IN_VMCB, Guards::IBPB])),
+        (zen5(), "", bits(&[Guards::IN_VMCB])),
+        (zen5(), "no", 0),
+        (tcg(), "", 0),
+        // Without the registers there is nothing to write, whatever is asked for.
+        (tcg(), "ibpb-entry,msr-sc,verw", 0),
+        (tcg(), "rsb,div-scrub", bits(&[Guards::RSB, Guards::DIV])),
+    ];
+    for (cpu, option, expected) in rows {
+        assert_eq!(guards(cpu, option).bits(), expected, "{:?} {option}", cpu.core());
+    }
+    assert!(guards(zen2(), "").around_vmrun() && guards(zen1(), "").around_vmrun());
+    assert!(!guards(zen5(), "").around_vmrun(), "a copy between VMCBs needs no other routine");
+    assert!(!guards(tcg(), "").around_vmrun());
+}
+
+#[test]
 fn the_boot_line() {
     assert_eq!(
         plan(&zen2(), "").to_string(),

@@ -3,7 +3,7 @@
 use crate::decode::{self, CrAccess, Gpr, Insn};
 use crate::svm::run::{Next, Run};
 use crate::svm::vcpu::VcpuState;
-use vsvm::layout::{Clean, int_ctl, reg};
+use vsvm::layout::{Clean, Event, EventKind, int_ctl, reg};
 
 /// CR8: bits 3:0.
 const CR8: u8 = 8;
@@ -138,22 +138,17 @@ pub fn debug_exception(run: &mut Run<'_>) -> Next {
     Next::Resume
 }
 
-/// #GP of L1 while its SVME is clear: the processor, whose SVME is set, raises it for an instruction of SVM in user
-/// mode, where L1 must see #UD.
+/// A #GP that is intercepted for the sake of SVM's instructions, and is none of theirs.
 pub fn protection_fault(run: &mut Run<'_>) -> Next {
-    const SVM: [Insn; 7] =
-        [Insn::Vmrun, Insn::Vmload, Insn::Vmsave, Insn::Stgi, Insn::Clgi, Insn::Invlpga, Insn::Skinit];
-    let error = run.state.cur().control.exit_info_1 as u32;
-    let size = VcpuState::code_size(run.state.cur());
-    let is_svm = error == 0
-        && run
-            .fetch()
-            .is_ok_and(|fetched| SVM.iter().any(|&insn| decode::length(insn, fetched.bytes(), size).is_ok()));
-    if is_svm {
-        run.state.inject_ud();
-    } else {
-        run.state.inject_exception(13, Some(error));
+    let control = &mut run.state.cur_mut().control;
+    let pending = Event(control.event_inj);
+    if pending.is_valid() && pending.kind() == EventKind::Exception && pending.vector() == 8 {
+        // A fault on the way to #DF, which the processor would have made a shutdown of if it were not intercepted.
+        control.event_inj = 0;
+        return super::shutdown(run);
     }
+    let error = control.exit_info_1 as u32;
+    run.state.inject_exception(13, Some(error));
     Next::Resume
 }
 

@@ -69,6 +69,7 @@ fn fast_l1(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
             run.state.prepare_injection(callback);
             Tier1::Again
         }
+        c if c == ExitCode::exception(13) => nested::fast_gp(run),
         ExitCode::VMRUN | ExitCode::VMLOAD | ExitCode::VMSAVE | ExitCode::STGI | ExitCode::CLGI => {
             nested::fast_l1(run, code)
         }
@@ -116,14 +117,7 @@ pub fn handle_l1(run: &mut Run<'_>, code: ExitCode) -> Next {
             run.state.iret();
             Next::Resume
         }
-        ExitCode::SHUTDOWN => {
-            run.vcpu.domain().crash(format_args!(
-                "triple fault on vCPU {} at rip {:#x}",
-                run.vcpu.id(),
-                run.state.cur().save.rip
-            ));
-            Next::Stop
-        }
+        ExitCode::SHUTDOWN => triple_fault(run),
         ExitCode::VMRUN
         | ExitCode::VMLOAD
         | ExitCode::VMSAVE
@@ -169,6 +163,20 @@ pub fn handle_l1(run: &mut Run<'_>, code: ExitCode) -> Next {
         }
         _ => unknown(run, code),
     }
+}
+
+fn triple_fault(run: &mut Run<'_>) -> Next {
+    run.vcpu.domain().crash(format_args!(
+        "triple fault on vCPU {} at rip {:#x}",
+        run.vcpu.id(),
+        run.state.cur().save.rip
+    ));
+    Next::Stop
+}
+
+/// The running level has shut down: its own L1's affair, if that intercepts it.
+fn shutdown(run: &mut Run<'_>) -> Next {
+    if nested::shutdown(run) { Next::Resume } else { triple_fault(run) }
 }
 
 /// An exit nobody asked for: the guest's trouble, not ours.

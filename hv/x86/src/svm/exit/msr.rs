@@ -4,6 +4,7 @@ use super::Tier1;
 use crate::cpu::instr;
 use crate::decode::{Gprs, Insn};
 use crate::guest::{arch, hypercall_page};
+use crate::hw::mitigation;
 use crate::policy::msr::{self, MsrClass, OnWrite, check};
 use crate::svm::nested;
 use crate::svm::run::{Next, Run};
@@ -80,6 +81,7 @@ fn rdmsr(run: &mut Run<'_>, number: u32) -> Result<u64, Gp> {
         MsrClass::XenHypercall => 0,
         MsrClass::Svm(_) => nested::rdmsr(run, number).ok_or(Gp)?,
         MsrClass::PassThrough | MsrClass::WriteIgnored | MsrClass::PredCmd => return Err(Gp),
+        MsrClass::SpecCtrl if mitigation::plan().guest.spec_ctrl != 0 => *state.spec_ctrl(run.ctx.guards),
         MsrClass::SpecCtrl | MsrClass::VirtSpecCtrl | MsrClass::Fault => return fault(run, number, None),
     })
 }
@@ -139,6 +141,15 @@ fn wrmsr(run: &mut Run<'_>, number: u32, value: u64) -> Result<(), Gp> {
             hypercall_page::install(run, value)?;
         }
         MsrClass::Svm(_) => nested::wrmsr(run, number, value).ok_or(Gp)?,
+        MsrClass::SpecCtrl if mitigation::plan().guest.spec_ctrl != 0 => {
+            *state.spec_ctrl(run.ctx.guards) = check::spec_ctrl(value, mitigation::plan().guest.spec_ctrl)?;
+        }
+        MsrClass::PredCmd if mitigation::plan().guest.pred_cmd != 0 => {
+            // The stronger barrier serves for either.
+            if check::pred_cmd(value, mitigation::plan().guest.pred_cmd)? != 0 {
+                mitigation::ibpb();
+            }
+        }
         MsrClass::SpecCtrl | MsrClass::PredCmd | MsrClass::VirtSpecCtrl | MsrClass::Fault => {
             fault(run, number, Some(value))?;
         }
@@ -173,10 +184,19 @@ pub fn efer(run: &Run<'_>) -> u64 {
 fn write_efer(run: &mut Run<'_>, value: u64) -> Result<(), Gp> {
     let domain = run.vcpu.domain();
     let paging = run.state.cur().save.cr0 & reg::CR0_PG != 0;
-    let new = check::efer(value, efer(run), paging, domain.arch.efer_allowed)?;
+    let allowed = domain.arch.efer_allowed;
+    let allowed = run.state.nested.as_ref().map_or(allowed, |n| n.machine.msrs.efer_allowed(allowed));
+    let new = check::efer(value, efer(run), paging, allowed)?;
     let in_l2 = run.in_l2();
     if !in_l2 {
-        run.state.set_svme(new & reg::EFER_SVME != 0);
+        let on = new & reg::EFER_SVME != 0;
+        if run.state.msrs.svme
+            && !on
+            && let Some(nested) = &mut run.state.nested
+        {
+            nested.forget_all(&domain.memory);
+        }
+        run.state.set_svme(on);
     } else if new & reg::EFER_SVME == 0 {
         // The manual leaves open what becomes of an L2 that turns off SVM beneath itself.
         domain.crash(format_args!("L2 cleared EFER.SVME, which L1 does not intercept"));

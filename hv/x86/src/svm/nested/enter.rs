@@ -5,7 +5,9 @@ use super::{Nested, Todo};
 use crate::apic;
 use crate::guest::arch;
 use crate::guest::page::Page;
-use crate::svm::exit::Tier1;
+use crate::policy::mitigation::Guards;
+use crate::svm::Features;
+use crate::svm::exit::{FINISHED, Tier1};
 use crate::svm::run::{Run, hide_long_mode, show_long_mode};
 use crate::svm::{entry, maps};
 use crate::trap::vector;
@@ -27,6 +29,10 @@ const INTERCEPTS02: Intercepts = Intercepts::of(&[
     Intercept::RDPMC,
     Intercept::TASK_SWITCH,
     Intercept::RSM,
+    Intercept::INVLPGB,
+    Intercept::INVLPGB_ILLEGAL,
+    Intercept::MCOMMIT,
+    Intercept::TLBSYNC,
 ]);
 
 /// VMRUN, all checks of the instruction passed, the operand `gpa`, `len` bytes long.
@@ -128,6 +134,10 @@ fn compose(run: &mut Run<'_>, slot: usize, dirty: vsvm::vmcb12::Dirty, resync: b
         // Until the guest's debug registers are loaded.
         intercepts.0[Intercepts::DR] = u32::MAX;
     }
+    if !run.ctx.features.has(Features::SVME_ADDRESS_CHECK) {
+        // Some addresses are #GP to the processor before it looks at intercepts.
+        intercepts.set(Intercept::exception(13));
+    }
     if crate::svm::is_emulated() && c12.control().intercepts.has(Intercept::RDTSCP) {
         // QEMU's emulation looks only at this one.
         intercepts.set(Intercept::RDTSC);
@@ -185,15 +195,18 @@ impl Run<'_> {
         let domain = self.vcpu.domain().clone();
         let memory = &domain.memory;
         let Some(shadow) = memory.shadow() else { return };
-        let Some(root12) = self.root12() else { return };
+        let root12 = self.root12();
         let Some(nested) = self.state.nested.as_deref_mut() else { return };
         let slot = nested.active_slot();
+        let Some(root12) = root12 else {
+            // Without nested paging L2 runs on the domain's own tables.
+            nested.slots[slot].release_root(memory);
+            return;
+        };
         let todo = core::mem::take(&mut nested.todo);
         if todo.root {
-            if let Some(old) = nested.slots[slot].root.take() {
-                shadow.release_root(old);
-            }
-            // Twice, as the first try may have to give pages back first.
+            nested.slots[slot].release_root(memory);
+            // Twice, as the first try may have to give pages back first, and those of other L2s may be needed.
             for _ in 0..2 {
                 let (root, debt) = shadow.acquire_root(&env(memory), root12);
                 memory.pay(debt);
@@ -204,6 +217,7 @@ impl Run<'_> {
                     own.root = Some(root);
                     break;
                 }
+                nested.release_roots_but(slot, memory);
             }
             if nested.slots[slot].root.is_none() {
                 domain.crash(format_args!("no memory for its nested page tables"));
@@ -241,8 +255,11 @@ pub fn prepare_l2(run: &mut Run<'_>) {
             if windows.contains(Windows::NMI) {
                 nested.watch_iret(true);
             }
-            if windows.intersects(Windows::INTR | Windows::SHADOW) {
+            if windows.contains(Windows::INTR) {
                 events::borrow_window(&mut nested.machine.slot_mut(slot).c12, &mut nested.slots[slot].vmcb02);
+            }
+            if windows.contains(Windows::SHADOW) {
+                run.step_over_shadow();
             }
         }
     }
@@ -327,9 +344,17 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
     }
     let at = own.vmcb02.address();
     let hidden = hide_long_mode(&mut own.vmcb02);
-    entry::run(at, &mut run.state.gprs);
+    // SPEC_CTRL is one register for L1 and L2: L1 is not offered one for each.
+    let guards = run.ctx.guards;
+    if guards.has(Guards::IN_VMCB) {
+        own.vmcb02.save.spec_ctrl = run.state.vmcb01.save.spec_ctrl;
+    }
+    entry::run(at, &mut run.state.gprs, guards, &mut run.state.spec);
     run.ctx.pool.entered();
     let Some(nested) = run.state.nested.as_deref_mut() else { return ExitCode::INVALID };
+    if guards.has(Guards::IN_VMCB) {
+        run.state.vmcb01.save.spec_ctrl = nested.slots[slot].vmcb02.save.spec_ctrl;
+    }
     show_long_mode(&mut nested.slots[slot].vmcb02, hidden);
     nested.asids.tag(nested.tag).entered();
     nested.machine.has_run();
@@ -351,5 +376,6 @@ pub fn enter_l2(run: &mut Run<'_>, generation: u64) -> ExitCode {
         nrip: if run.ctx.features.has(crate::svm::Features::NRIPS) { control.nrip } else { 0 },
         ecx: run.state.gprs.regs[crate::decode::Gprs::RCX] as u32,
     };
-    nested.exit.code
+    let code = nested.exit.code;
+    if run.state.step.is_some() && run.end_step(code) { FINISHED } else { code }
 }

@@ -1,12 +1,12 @@
 //! Exits of L2: whose they are, and giving them to L1.
 
-use super::assist;
 use super::memory::env;
+use super::{assist, insn};
 use crate::decode::{self, CrAccess, Insn};
 use crate::svm::exit::{self, Tier1};
 use crate::svm::run::{Next, Run};
-use crate::svm::switch;
 use crate::svm::vcpu::VcpuState;
+use crate::svm::{Features, switch};
 use addr::{Gpa, GuestMemory, Ngpa};
 use stage2::shadow::FaultOutcome;
 use stage2::walk12::Access;
@@ -60,6 +60,12 @@ pub fn fast_l2(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
     if code == ExitCode::NPF || code == ExitCode::INTR {
         return Tier1::Slow;
     }
+    if code == exit::FINISHED {
+        return Tier1::Done;
+    }
+    if code == ExitCode::exception(13) && !run.ctx.features.has(Features::SVME_ADDRESS_CHECK) {
+        name_refused(run);
+    }
     if (code.0 < 0x10 || code == ExitCode::RDTSC) && crate::svm::is_emulated() && !name_instruction(run) {
         return Tier1::Again;
     }
@@ -76,6 +82,15 @@ pub fn fast_l2(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
             unintercepted_vmload(run, exit.code)
         }
         Route::L0 | Route::Both => Tier1::Slow,
+    }
+}
+
+/// A #GP that the processor raised at an SVM instruction for the address' sake alone becomes that instruction's exit.
+#[cold]
+fn name_refused(run: &mut Run<'_>) {
+    let Some(code) = insn::refused(run).filter(|&code| insn::l2_may(run, code)) else { return };
+    if let Some(nested) = run.state.nested.as_deref_mut() {
+        nested.exit = Exit { code, info1: 0, info2: 0, nrip: 0, ..nested.exit };
     }
 }
 
@@ -127,6 +142,16 @@ pub fn reflect_now(run: &mut Run<'_>, exit: Exit) {
     if let Some(tpr) = resume.tpr {
         run.state.lapic.set_cr8(tpr & 0xf);
     }
+}
+
+/// L2, if it runs, has shut down without an exit of the processor's that says so. Whether L1 gets one.
+pub fn shutdown(run: &mut Run<'_>) -> bool {
+    let exit = Exit { code: ExitCode::SHUTDOWN, ..Exit::default() };
+    let reflected = run.in_l2() && decide(run, &exit) == Route::L1;
+    if reflected {
+        reflect_now(run, exit);
+    }
+    reflected
 }
 
 /// Second tier of an exit of L2.

@@ -1,7 +1,7 @@
 //! The SVM instructions and MSRs, as L1 executes them.
 
 use super::enter::vmrun;
-use crate::decode::{CodeSize, Gprs, Insn};
+use crate::decode::{self, CodeSize, Gprs, Insn};
 use crate::guest::arch;
 use crate::svm::exit::Tier1;
 use crate::svm::run::{Next, Run};
@@ -75,6 +75,61 @@ pub fn fast_l1(run: &mut Run<'_>, code: ExitCode) -> Tier1 {
     }
     run.state.advance(len);
     Tier1::Again
+}
+
+/// The SVM instruction that the running level has met a #GP(0) at: the code of its own exit.
+///
+/// It need not be the level's fault: with SVME clear it is #UD, and a processor may refuse an address that it keeps
+/// for itself before it looks at intercepts (CPUID 8000_000A EDX bit 28 is clear then).
+pub(super) fn refused(run: &Run<'_>) -> Option<ExitCode> {
+    const SVM: [(ExitCode, Insn); 7] = [
+        (ExitCode::VMRUN, Insn::Vmrun),
+        (ExitCode::VMLOAD, Insn::Vmload),
+        (ExitCode::VMSAVE, Insn::Vmsave),
+        (ExitCode::STGI, Insn::Stgi),
+        (ExitCode::CLGI, Insn::Clgi),
+        (ExitCode::INVLPGA, Insn::Invlpga),
+        (ExitCode::SKINIT, Insn::Skinit),
+    ];
+    let vmcb = run.state.cur();
+    if vmcb.control.exit_info_1 != 0 {
+        return None;
+    }
+    let size = VcpuState::code_size(vmcb);
+    let fetched = run.fetch().ok()?;
+    let met = |(_, insn): &&(ExitCode, Insn)| decode::length(*insn, fetched.bytes(), size).is_ok();
+    SVM.iter().find(met).map(|(code, _)| *code)
+}
+
+/// A #GP of L1, first tier: an SVM instruction's is decided as its exit would be, all others are L1's.
+#[cold]
+pub fn fast_gp(run: &mut Run<'_>) -> Tier1 {
+    match refused(run) {
+        Some(code @ (ExitCode::INVLPGA | ExitCode::SKINIT)) => match named(code) {
+            Some((pure, _)) => {
+                let fault = allowed(run, pure, operand(run)).err();
+                raise(run, fault.unwrap_or(Fault::GeneralProtection));
+                Tier1::Again
+            }
+            None => Tier1::Slow,
+        },
+        Some(code) => fast_l1(run, code),
+        None => Tier1::Slow,
+    }
+}
+
+/// Whether L2 may execute the instruction of `code`, so that a #GP at it stands for its exit.
+pub(super) fn l2_may(run: &Run<'_>, code: ExitCode) -> bool {
+    let Some(nested) = run.vcpu.domain().arch.nested.as_ref() else { return false };
+    let vmcb = run.state.cur();
+    let save = &vmcb.save;
+    let rax = match VcpuState::code_size(vmcb) {
+        CodeSize::Bits64 => save.rax,
+        CodeSize::Bits32 => save.rax & 0xffff_ffff,
+        CodeSize::Bits16 => save.rax & 0xffff,
+    };
+    let context = Context { efer: save.efer, cr0: save.cr0, rflags: save.rflags, cpl: save.cpl, rax };
+    named(code).is_some_and(|(pure, _)| insn::check(pure, &context, &nested.caps).is_ok())
 }
 
 fn allowed(run: &Run<'_>, insn: insn::Insn, rax: u64) -> Result<(), Fault> {

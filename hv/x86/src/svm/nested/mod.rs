@@ -3,6 +3,8 @@
 //! Decisions are made by `vsvm` and `stage2`; here are the pages, the tables and the instructions. The first
 //! tier ([`fast_l1`], [`fast_l2`]) does the common round trip without leaving GIF=0; what may have to wait
 //! for other CPUs (new roots, flushes of L1's tables, faults) is done in [`prepare_l2`] and [`handle_l2`].
+// UNSAFETY: builds the state of a vCPU in its place.
+#![allow(unsafe_code)]
 
 mod assist;
 mod enter;
@@ -11,14 +13,15 @@ mod insn;
 mod memory;
 
 pub use enter::{enter_l2, prepare_l2, wakes_l2};
-pub use exit::{fast_l2, handle_l2};
-pub use insn::{fast_l1, instruction, rdmsr, wrmsr};
+pub use exit::{fast_l2, handle_l2, shutdown};
+pub use insn::{fast_gp, fast_l1, instruction, rdmsr, wrmsr};
 pub use memory::{GuestView, PinnedVmcb, table_write};
 
 use crate::guest::memory::GuestRam;
 use crate::guest::page::Page;
 use crate::mm::own::HardwarePage;
 use addr::GuestMemory;
+use alloc::boxed::Box;
 use hv_core::memory::Owner;
 use stage2::shadow::RootRef;
 use vsvm::asid::AsidMap;
@@ -91,6 +94,13 @@ impl Slot {
 }
 
 impl Slot {
+    /// Gives the root back, if there is one: the next VMRUN acquires its own.
+    fn release_root(&mut self, memory: &GuestRam) {
+        if let Some((root, shadow)) = self.root.take().zip(memory.shadow()) {
+            shadow.release_root(root);
+        }
+    }
+
     /// The page of the vmcb12 at `gpa`, which this slot serves. Whether it is another one than before; `None`: no
     /// RAM there.
     #[inline]
@@ -108,20 +118,39 @@ impl Slot {
 }
 
 impl Nested {
-    /// A vCPU after reset. `None`: no memory.
-    pub fn new(owner: Owner) -> Option<Self> {
-        Some(Nested {
-            machine: vsvm::state::Nested::new(),
-            slots: [Slot::new(owner)?, Slot::new(owner)?, Slot::new(owner)?, Slot::new(owner)?],
-            asids: AsidMap::new(),
-            tag: 0,
-            tag_roots: [(0, 0); 8],
-            todo: Todo::default(),
-            exit: Exit::default(),
-            kick_after_entry: false,
-            raised: None,
-            pages: memory::PageCache::default(),
-        })
+    /// A vCPU after reset. `None`: no memory. Written field by field where it stays, as a CPU's stack is small and
+    /// moves are copies where nothing is optimised.
+    pub fn new(owner: Owner) -> Option<Box<Self>> {
+        let slots = [Slot::new(owner)?, Slot::new(owner)?, Slot::new(owner)?, Slot::new(owner)?];
+        let mut place = Box::<Self>::new_uninit();
+        let at = place.as_mut_ptr();
+        // SAFETY: `at` is the box's own memory, and every field is written once; the pattern below names them all.
+        unsafe {
+            (&raw mut (*at).machine).write(vsvm::state::Nested::new());
+            (&raw mut (*at).slots).write(slots);
+            (&raw mut (*at).asids).write(AsidMap::new());
+            (&raw mut (*at).tag).write(0);
+            (&raw mut (*at).tag_roots).write([(0, 0); 8]);
+            (&raw mut (*at).todo).write(Todo::default());
+            (&raw mut (*at).exit).write(Exit::default());
+            (&raw mut (*at).kick_after_entry).write(false);
+            (&raw mut (*at).raised).write(None);
+            (&raw mut (*at).pages).write(memory::PageCache::default());
+            let place = place.assume_init();
+            let Nested {
+                machine: _,
+                slots: _,
+                asids: _,
+                tag: _,
+                tag_roots: _,
+                todo: _,
+                exit: _,
+                kick_after_entry: _,
+                raised: _,
+                pages: _,
+            } = &*place;
+            Some(place)
+        }
     }
 
     /// The vmcb02 that runs. Only while there is one; else the first.
@@ -214,9 +243,24 @@ impl Nested {
         control.mark_dirty(Clean::I);
     }
 
-    /// The roots in use, to be given back when the vCPU ends.
-    pub fn take_roots(&mut self) -> impl Iterator<Item = RootRef> + '_ {
-        self.slots.iter_mut().filter_map(|slot| slot.root.take())
+    /// Forgets every L2 that is not running, and gives back what was kept for the next VMRUN: roots, pins. L1 has
+    /// turned SVM off, or its vCPU is reset. May wait for the lock of the shadow cache: second tier.
+    pub fn forget_all(&mut self, memory: &GuestRam) {
+        self.machine.forget_all();
+        self.pages = memory::PageCache::default();
+        let active = self.machine.active().map(|active| active.slot);
+        for index in (0..SLOTS).filter(|&index| Some(index) != active) {
+            let slot = &mut self.slots[index];
+            (slot.page, slot.msrpm12) = (None, None);
+            slot.release_root(memory);
+        }
+    }
+
+    /// Gives back the roots of every L2 but `kept`: their tables may be taken for other things.
+    fn release_roots_but(&mut self, kept: usize, memory: &GuestRam) {
+        for index in (0..SLOTS).filter(|&index| index != kept) {
+            self.slots[index].release_root(memory);
+        }
     }
 }
 
