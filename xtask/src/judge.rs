@@ -16,6 +16,9 @@ pub struct Agree {
     /// The first samples that do not count: what is allocated once.
     #[serde(default)]
     pub skip: usize,
+    /// The line after which no more samples count; empty if there is none.
+    #[serde(default)]
+    pub until: String,
     /// So many samples there must be, without the skipped ones.
     #[serde(default = "two")]
     pub least: usize,
@@ -53,6 +56,7 @@ pub struct Numbers {
 pub struct Samples<'a> {
     asked: &'a Numbers,
     agree: Vec<Vec<u64>>,
+    over: Vec<bool>,
     begun: Vec<Option<f64>>,
     spans: Vec<Vec<(f64, u64)>>,
 }
@@ -70,6 +74,7 @@ impl<'a> Samples<'a> {
         Samples {
             asked,
             agree: vec![Vec::new(); asked.agree.len()],
+            over: vec![false; asked.agree.len()],
             begun: vec![None; asked.pace.len()],
             spans: vec![Vec::new(); asked.pace.len()],
         }
@@ -78,8 +83,10 @@ impl<'a> Samples<'a> {
     /// Takes in one line, heard `seconds` after the start.
     pub fn hear(&mut self, line: &Line, seconds: f64) {
         let full = line.full();
-        for (asked, samples) in self.asked.agree.iter().zip(&mut self.agree) {
-            if matches(&asked.line, &full)
+        for ((asked, samples), over) in self.asked.agree.iter().zip(&mut self.agree).zip(&mut self.over) {
+            *over |= !asked.until.is_empty() && matches(&asked.until, &full);
+            if !*over
+                && matches(&asked.line, &full)
                 && let Some(n) = number_after(&full, &asked.number)
             {
                 samples.push(n);
@@ -138,7 +145,14 @@ mod tests {
     }
 
     fn agree(within: u64, skip: usize, least: usize) -> Numbers {
-        let agree = Agree { line: "memory:*".into(), number: "Testudo ".into(), within, skip, least };
+        let agree = Agree {
+            line: "memory:*".into(),
+            number: "Testudo ".into(),
+            within,
+            skip,
+            least,
+            until: "over".into(),
+        };
         Numbers { agree: vec![agree], pace: Vec::new() }
     }
 
@@ -152,6 +166,9 @@ mod tests {
         assert!(judge(&agree(0, 1, 2), &lines).is_empty());
         assert_eq!(judge(&agree(0, 0, 2), &lines).len(), 1);
         assert!(judge(&agree(10, 0, 2), &lines).is_empty());
+        let after = [("memory: Testudo 7 KiB", 0.0), ("memory: Testudo 7 KiB", 1.0), ("over", 2.0)];
+        let freed = [&after[..], &[("memory: Testudo 1 KiB", 3.0)]].concat();
+        assert!(judge(&agree(0, 0, 2), &freed).is_empty(), "what comes after the end does not count");
         assert_eq!(judge(&agree(0, 1, 3), &lines).len(), 1, "too few samples prove nothing");
         assert_eq!(judge(&agree(0, 0, 1), &[("other", 0.0)]).len(), 1, "no sample proves nothing");
     }

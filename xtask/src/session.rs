@@ -252,7 +252,8 @@ mod tests {
     fn numbers_are_judged_when_all_was_said() {
         let mut wanted = expect(&[("memory 2", 1)], &[], 20_000);
         let line = "memory".to_string();
-        let agree = Agree { number: "memory ".into(), line, within: 0, skip: 0, least: 2 };
+        let agree =
+            Agree { number: "memory ".into(), line, within: 0, skip: 0, until: String::new(), least: 2 };
         wanted.numbers.agree = vec![agree];
         assert!(matches!(run("echo memory 1; echo memory 2", &wanted).0, End::Numbers(p) if p.len() == 1));
         assert_eq!(run("echo memory 2; echo memory 2", &wanted).0, End::Done);
