@@ -23,6 +23,8 @@ use alloc::vec::Vec;
 
 /// Least memory of a domain, in bytes.
 pub const MIN_MEMORY: u64 = 16 << 20;
+/// Highest event-channel port that can be: of the FIFO ABI.
+pub const MAX_EVENT_CHANNELS: u32 = (1 << 17) - 1;
 /// Longest name of a domain, in bytes.
 pub const MAX_NAME: usize = 64;
 
@@ -81,6 +83,8 @@ pub struct DomainConfig {
     pub cap: u16,
     /// Whether its console appears on ours; on by default.
     pub console: bool,
+    /// Highest event-channel port it may have, 1..=[`MAX_EVENT_CHANNELS`]; 1023 is the default.
+    pub max_event_channels: u32,
     /// What to do when it crashes; destroy by default.
     pub on_crash: OnCrash,
     /// Index of the kernel among the boot modules, from 0.
@@ -189,6 +193,7 @@ impl Setup<'_> {
             weight: 256,
             cap: 0,
             console: true,
+            max_event_channels: 1023,
             on_crash: OnCrash::Destroy,
             kernel: module,
             ramdisk: None,

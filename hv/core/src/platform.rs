@@ -74,6 +74,10 @@ pub trait DomainMemory: GuestMemory<Page: Send + Sync + 'static> + Send + Sync +
 
     /// Pages of RAM the domain has.
     fn pages(&self) -> u64;
+
+    /// Counts `bytes` of the hypervisor's own memory, taken for the domain, against its account until its end.
+    /// `false`: the account does not allow it, and nothing is counted. May be called with locks held.
+    fn charge(&self, bytes: u64) -> bool;
 }
 
 /// The pinned page of a domain's memory.

@@ -16,6 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread_local;
 use xen_abi::Errno;
 use xen_abi::call::Call;
@@ -37,13 +38,21 @@ thread_local! {
 pub struct Memory {
     pages: Mutex<BTreeMap<u64, (HeapPage, bool)>>,
     limit: usize,
+    /// Bytes charged, and how many there may be.
+    pub charged: AtomicU64,
+    pub may_charge: AtomicU64,
 }
 
 impl Memory {
     /// `ram` pages from zero.
     pub fn new(ram: u64) -> Self {
         let pages = (0..ram).map(|n| (n, (HeapPage::default(), true))).collect();
-        Self { pages: Mutex::new(pages), limit: 1 << 16 }
+        Self {
+            pages: Mutex::new(pages),
+            limit: 1 << 16,
+            charged: AtomicU64::new(0),
+            may_charge: AtomicU64::new(u64::MAX),
+        }
     }
     pub fn is_hole(&self, frame: u64) -> bool {
         !self.pages.lock().unwrap().contains_key(&frame)
@@ -100,6 +109,11 @@ impl DomainMemory for Memory {
     }
     fn pages(&self) -> u64 {
         self.pages.lock().unwrap().values().filter(|(_, ram)| *ram).count() as u64
+    }
+    fn charge(&self, bytes: u64) -> bool {
+        let limit = self.may_charge.load(SeqCst);
+        let more = |old: u64| (old + bytes <= limit).then_some(old + bytes);
+        self.charged.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 }
 

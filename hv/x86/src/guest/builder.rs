@@ -21,6 +21,7 @@ use boot::pvh::{self, AcpiOptions, ResetPort, SleepPorts, StartInfo, StartModule
 use boot::{E820Type, Region, bzimage, elf};
 use core::sync::atomic::AtomicU64;
 use hv_core::domain::{Action, Domain, DomainConfig, MemoryRegion};
+use hv_core::evtchn::EventChannels;
 use hv_core::memory::{Limits, Owner};
 use hv_core::platform::PcpuId;
 use hv_core::sched::Affinity;
@@ -102,7 +103,8 @@ fn build_as(recipe: &Recipe, id: xen_abi::DomId) -> Result<Arc<Domain<X86>>, Fai
 fn limit(owner: Owner, config: &BootConfig) {
     let pages = (config.memory / PAGE_SIZE) as u32;
     let tables = pages / 16 + 4096;
-    let other = 256 + config.vcpus * 64;
+    let heap = EventChannels::<X86>::bytes_for(config.max_event_channels + 1);
+    let other = 256 + config.vcpus * 64 + heap.div_ceil(PAGE_SIZE) as u32;
     // The ACPI tables and the console page are RAM beyond what the user asked for.
     frames().set_limits(owner, Limits { ram: pages + 64, tables, other });
 }
@@ -313,6 +315,7 @@ fn finish(
 fn neutral(config: &BootConfig, map: Vec<Region<addr::GuestPhys>>) -> DomainConfig {
     let mut core = DomainConfig::new(config.name.to_string(), config.vcpus, config.memory / PAGE_SIZE);
     core.weight = config.weight.into();
+    core.max_port = config.max_event_channels;
     if !config.cpus.is_empty() {
         core.affinity = config
             .cpus

@@ -75,6 +75,8 @@ pub struct GuestRam {
     high: Mutex<BTreeSet<u64>>,
     /// The composed tables of this domain's L2s, if it may have any.
     shadow: Option<ShadowCache<Npt>>,
+    /// Bytes of the hypervisor's heap that are charged to the domain.
+    charged: Mutex<u64>,
 }
 
 /// Most entries of [`GuestRam::high`].
@@ -101,6 +103,7 @@ impl GuestRam {
             layout: AtomicU64::new(0),
             high: Mutex::new(BTreeSet::new()),
             shadow: nested.map(|quota| ShadowCache::new(Npt::four_level(largest), quota)),
+            charged: Mutex::new(0),
         })
     }
 
@@ -373,6 +376,19 @@ impl DomainMemory for GuestRam {
     fn pages(&self) -> u64 {
         self.pages.load(Relaxed)
     }
+
+    fn charge(&self, bytes: u64) -> bool {
+        let mut charged = self.charged.lock();
+        let Some(sum) = charged.checked_add(bytes) else { return false };
+        // The account counts whole frames.
+        let more = sum.div_ceil(PAGE_SIZE) - charged.div_ceil(PAGE_SIZE);
+        let allowed =
+            u32::try_from(more).is_ok_and(|more| frames().charge(self.owner, Kind::Hypervisor, more));
+        if allowed {
+            *charged = sum;
+        }
+        allowed
+    }
 }
 
 impl Drop for GuestRam {
@@ -404,6 +420,8 @@ impl Drop for GuestRam {
                 self.release(mapping.at(frame.start()).frame());
             }
         }
+        let charged = self.charged.get_mut().div_ceil(PAGE_SIZE);
+        frames().refund(self.owner, Kind::Hypervisor, charged as u32);
         if let Some(radix) = self.radix.take() {
             radix.destroy().settle(&self.tables, Paid::flushed());
         }
