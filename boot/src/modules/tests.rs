@@ -21,7 +21,7 @@ fn a_domain_with_everything() {
     let domains = good(&[
         "ramdisk name=l1",
         "placeholder domain name=l1 vcpus=2 memory=1024M nested=on type=pvh cpus=0-3,6 weight=512 cap=150 \
-         console=off on_crash=restart max_event_channels=131071 -- console=hvc0  \"a b\" -- x",
+         console=off on_crash=restart max_event_channels=131071 max_grant_frames=512 max_maptrack_frames=0 -- console=hvc0  \"a b\" -- x",
         "module name=l1 -- first",
         "/boot/other module name=l1",
     ]);
@@ -38,6 +38,8 @@ fn a_domain_with_everything() {
             cap: 150,
             console: false,
             max_event_channels: 131_071,
+            max_grant_frames: 512,
+            max_maptrack_frames: 0,
             on_crash: OnCrash::Restart,
             kernel: 1,
             ramdisk: Some(0),
@@ -55,7 +57,7 @@ fn a_domain_with_the_least() {
     let domains = good(&["domain name=a memory=16M"]);
     let d = &domains[0];
     assert_eq!((d.vcpus, d.memory, d.nested, d.weight, d.cap), (1, MIN_MEMORY, false, 256, 0));
-    assert_eq!(d.max_event_channels, 1023);
+    assert_eq!((d.max_event_channels, d.max_grant_frames, d.max_maptrack_frames), (1023, 64, 1024));
     assert_eq!((d.console, d.on_crash, d.ramdisk, d.cmdline.as_str()), (true, OnCrash::Destroy, None, ""));
 }
 

@@ -32,6 +32,11 @@ impl HeapPage {
         Arc::strong_count(&self.0)
     }
 
+    /// Whether both are the same page.
+    pub fn same(&self, other: &HeapPage) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn word(&self, offset: usize) -> &AtomicU64 {
         ACCESSES.set(ACCESSES.get() + 1);
         &self.0[(offset % PAGE_SIZE as usize) / 8]

@@ -6,7 +6,7 @@
 //! 1. `Domains` (registry)
 //! 2. event channels: configuration of a domain (two domains: lower id first), then one channel, then the
 //!    domain's FIFO moves, then one or two FIFO queues (lower index first)
-//! 3. a vCPU's runstate, areas, a domain's parameters, console ring, grant table (leaves: nothing below)
+//! 3. a vCPU's runstate, areas, a domain's parameters, console ring, grant table, maptrack (leaves: nothing below)
 //! 4. the scheduler's account list, then one run queue; a timer queue (leaves)
 
 use core::fmt;

@@ -11,7 +11,7 @@ pub use console::ConsoleRing;
 pub use registry::Domains;
 
 use crate::evtchn::EventChannels;
-use crate::grant::GrantTable;
+use crate::grant::{GrantTable, Maptrack};
 use crate::hypercall::Width;
 use crate::machine::Machine;
 use crate::platform::{Arch, DomainMemory, Lock, PageOf};
@@ -84,6 +84,7 @@ pub struct Domain<A: Arch> {
     runstate_update_flag: AtomicBool,
     pub(crate) console: Lock<A, Option<ConsoleRing<PageOf<A>>>>,
     pub(crate) grants: Lock<A, GrantTable<PageOf<A>>>,
+    pub(crate) maptrack: Lock<A, Maptrack<A>>,
     /// Counts for whoever wants to know.
     pub counters: DomainCounters,
 }
@@ -113,6 +114,7 @@ impl<A: Arch> Domain<A> {
             id,
             evtchn: EventChannels::new(config.vcpus, config.max_port),
             grants: Lock::<A, _>::new(GrantTable::new(config.max_grant_frames)),
+            maptrack: Lock::<A, _>::new(Maptrack::new(config.max_maptrack_frames)),
             config,
             machine,
             memory,

@@ -9,7 +9,7 @@ use addr::{
     FaultReason, Frame, Gpa, GuestFault, GuestMemory, GuestPhys, HostPhys, Hpa, PAGE_SIZE, PageSize, Range,
     page_chunks,
 };
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::memory::{FrameState, Kind, Owner, Zone};
@@ -77,6 +77,15 @@ pub struct GuestRam {
     shadow: Option<ShadowCache<Npt>>,
     /// Bytes of the hypervisor's heap that are charged to the domain.
     charged: Mutex<u64>,
+    /// Pages that others granted and the guest mapped, by its frame. Taken with or after `change`.
+    foreign: Mutex<BTreeMap<u64, Foreign>>,
+}
+
+/// A granted page in the guest's memory. The mapping has a pin of its own.
+#[derive(Clone, Copy, Debug)]
+struct Foreign {
+    frame: Frame<HostPhys>,
+    writable: bool,
 }
 
 /// Most entries of [`GuestRam::high`].
@@ -104,6 +113,7 @@ impl GuestRam {
             high: Mutex::new(BTreeSet::new()),
             shadow: nested.map(|quota| ShadowCache::new(Npt::four_level(largest), quota)),
             charged: Mutex::new(0),
+            foreign: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -144,7 +154,8 @@ impl GuestRam {
                 FrameState::Owned { kind: Kind::DomainRam, .. }
             )
         });
-        if !is_ram {
+        // A granted page has the rights that were granted.
+        if !is_ram || self.is_foreign(frame) {
             return Ok(TlbDebt::none());
         }
         self.radix().protect(&self.tables, range, perms)
@@ -233,6 +244,27 @@ impl GuestRam {
         self.radix().translate(&self.tables, gpa)
     }
 
+    fn is_foreign(&self, frame: Frame<GuestPhys>) -> bool {
+        self.foreign.lock().contains_key(&frame.number())
+    }
+
+    /// A page to be read or written at once and not kept: it may be one that is granted to the guest.
+    fn hold(&self, frame: Frame<GuestPhys>, write: bool) -> Result<Page, GuestFault> {
+        self.pin(frame).or_else(|fault| {
+            let foreign = self.foreign.lock();
+            let granted = foreign.get(&frame.number()).ok_or(fault)?;
+            if write && !granted.writable {
+                return Err(GuestFault { reason: FaultReason::Permission, ..fault });
+            }
+            // Under the lock the mapping, and so its pin, is there.
+            if frames().dup_ref(granted.frame) { Ok(Page::adopt(granted.frame)) } else { Err(fault) }
+        })
+    }
+
+    fn moved(&self) {
+        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+    }
+
     /// Gives back what lay behind a frame that the tables no longer show and no TLB holds.
     fn release(&self, frame: Frame<HostPhys>) {
         match frames().state(frame) {
@@ -262,8 +294,10 @@ impl GuestMemory for GuestRam {
         loop {
             let layout = self.layout();
             let hpa = self.translate_now(frame.start()).ok_or(fault)?.at(frame.start());
-            // A page of ours that the guest maps has no claim of the owner's any more, but the mapping's pin.
-            let pinned = frames().get_ref(hpa.frame(), self.owner) || frames().dup_ref(hpa.frame());
+            // A page of ours that the guest maps has no claim of the owner's any more, but the mapping's pin. One that
+            // is granted to the guest must not be kept longer than the mapping.
+            let pinned = frames().get_ref(hpa.frame(), self.owner)
+                || !self.is_foreign(frame) && frames().dup_ref(hpa.frame());
             let page = pinned.then(|| Page::adopt(hpa.frame()));
             // A frame is released only after the layout has moved: while it stands, this one was still what lies
             // at the address when it was pinned.
@@ -275,14 +309,14 @@ impl GuestMemory for GuestRam {
 
     fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, out.len()) {
-            self.pin(at.frame())?.copy_out(at.page_offset(), &mut out[from..from + n]);
+            self.hold(at.frame(), false)?.copy_out(at.page_offset(), &mut out[from..from + n]);
         }
         Ok(())
     }
 
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, data.len()) {
-            self.pin(at.frame())?.copy_in(at.page_offset(), &data[from..from + n]);
+            self.hold(at.frame(), true)?.copy_in(at.page_offset(), &data[from..from + n]);
         }
         Ok(())
     }
@@ -312,6 +346,9 @@ impl DomainMemory for GuestRam {
         core::mem::forget(page.clone());
         // What was there is looked up under the same lock: two vCPUs must not both release it.
         let old = self.change(|radix, tables| {
+            if self.is_foreign(at) {
+                return (Err(MapError::NotAllowed), TlbDebt::none());
+            }
             let old = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame());
             match radix.map(
                 tables,
@@ -328,7 +365,7 @@ impl DomainMemory for GuestRam {
         let old = old.inspect_err(|_| {
             frames().put_ref(page.frame()).expect("the pin taken above");
         })?;
-        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+        self.moved();
         self.zap(at);
         if let Some(old) = old {
             self.release(old);
@@ -339,6 +376,9 @@ impl DomainMemory for GuestRam {
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError> {
         let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
         let old = self.change(|radix, tables| {
+            if self.is_foreign(at) {
+                return (Err(MapError::NotAllowed), TlbDebt::none());
+            }
             let Some(old) = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame()) else {
                 return (Err(MapError::BadFrame), TlbDebt::none());
             };
@@ -348,9 +388,61 @@ impl DomainMemory for GuestRam {
             }
         })?;
         self.high.lock().remove(&at.number());
-        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+        self.moved();
         self.zap(at);
         self.release(old);
+        Ok(())
+    }
+
+    fn map_foreign(&self, at: Frame<GuestPhys>, page: &Page, writable: bool) -> Result<(), MapError> {
+        let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
+        let (frame, perms) = (page.frame(), if writable { Perms::RW } else { Perms::R });
+        // The mapping's own pin.
+        core::mem::forget(page.clone());
+        let old = self.change(|radix, tables| {
+            let mut foreign = self.foreign.lock();
+            if foreign.contains_key(&at.number()) {
+                return (Err(MapError::NotAllowed), TlbDebt::none());
+            }
+            let old = radix.translate(tables, at.start()).map(|m| m.at(at.start()).frame());
+            match radix.map(tables, range, frame.start(), perms, MemType::WriteBack, PageSize::Size4K) {
+                Ok(debt) => {
+                    foreign.insert(at.number(), Foreign { frame, writable });
+                    (Ok(old), debt)
+                }
+                Err(failed) => (Err(MapError::NoMemory), failed.debt),
+            }
+        });
+        let old = old.inspect_err(|_| {
+            frames().put_ref(frame).expect("the pin taken above");
+        })?;
+        self.moved();
+        self.zap(at);
+        if let Some(old) = old {
+            self.release(old);
+        }
+        Ok(())
+    }
+
+    fn unmap_foreign(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
+        let range = Range::new(at.start(), PAGE_SIZE).ok_or(MapError::BadFrame)?;
+        self.change(|radix, tables| {
+            let mut foreign = self.foreign.lock();
+            if foreign.get(&at.number()).map(|granted| granted.frame) != Some(page.frame()) {
+                return (Err(MapError::NotAllowed), TlbDebt::none());
+            }
+            match radix.unmap(tables, range) {
+                Ok(debt) => {
+                    // Who pins looks at the layout last: it must have changed before this is no granted page.
+                    self.moved();
+                    foreign.remove(&at.number());
+                    (Ok(()), debt)
+                }
+                Err(failed) => (Err(MapError::NoMemory), failed.debt),
+            }
+        })?;
+        self.zap(at);
+        frames().put_ref(page.frame()).expect("the mapping's pin");
         Ok(())
     }
 
@@ -399,9 +491,19 @@ impl Drop for GuestRam {
             let debt = shadow.clear(&env);
             debt.settle(&self.tables, Paid::flushed());
         }
+        // Core has given all of them back before it lets go of the domain; but one that was left must not be taken for
+        // RAM of this domain below.
+        let foreign = core::mem::take(&mut *self.foreign.lock());
+        for granted in foreign.values() {
+            frames().put_ref(granted.frame).expect("the mapping's pin");
+        }
         let end = self.top.load(Relaxed) + 1;
         let mut at = 0;
         while at < end {
+            if foreign.contains_key(&at) {
+                at += 1;
+                continue;
+            }
             let gpa = Frame::<GuestPhys>::new(at).start();
             match self.translate_now(gpa) {
                 Some(mapping) => {
@@ -415,7 +517,8 @@ impl Drop for GuestRam {
             }
         }
         let high = core::mem::take(&mut *self.high.lock());
-        for frame in high.into_iter().filter(|frame| *frame >= end).map(Frame::<GuestPhys>::new) {
+        let rest = |frame: &u64| *frame >= end && !foreign.contains_key(frame);
+        for frame in high.into_iter().filter(rest).map(Frame::<GuestPhys>::new) {
             if let Some(mapping) = self.translate_now(frame.start()) {
                 self.release(mapping.at(frame.start()).frame());
             }
