@@ -1,6 +1,9 @@
 //! The settings of a domain's line.
 
-use super::{DomainConfig, GuestType, Limits, MAX_NAME, MIN_MEMORY, OnCrash};
+use super::{
+    DomainConfig, GuestType, Limits, MAX_EVENT_CHANNELS, MAX_GRANT_FRAMES, MAX_MAPTRACK_FRAMES, MAX_NAME,
+    MIN_MEMORY, OnCrash,
+};
 use crate::words::{self, Word, boolean, integer, size};
 use alloc::format;
 use alloc::string::String;
@@ -27,7 +30,7 @@ type Wrong = (String, String);
 type Apply = fn(&mut DomainConfig, &str, &Limits) -> Result<(), Wrong>;
 
 /// Name, whether it is a boolean, what it does.
-const KEYS: [(&str, bool, Apply); 11] = [
+const KEYS: [(&str, bool, Apply); 14] = [
     ("name", false, |d, v, _| name(v).map(|name| d.name = name)),
     ("vcpus", false, |d, v, limits| vcpus(v, limits).map(|n| d.vcpus = n)),
     ("memory", false, |d, v, limits| memory(v, limits).map(|bytes| d.memory = bytes)),
@@ -38,6 +41,15 @@ const KEYS: [(&str, bool, Apply); 11] = [
     ("cpus", false, |d, v, _| cpus(v).map(|list| d.cpus = list)),
     ("weight", false, |d, v, _| number(v, 1, u16::MAX.into()).map(|n| d.weight = n as u16)),
     ("cap", false, |d, v, _| number(v, 0, u16::MAX.into()).map(|n| d.cap = n as u16)),
+    ("max_event_channels", false, |d, v, _| {
+        number(v, 1, MAX_EVENT_CHANNELS.into()).map(|n| d.max_event_channels = n as u32)
+    }),
+    ("max_grant_frames", false, |d, v, _| {
+        number(v, 1, MAX_GRANT_FRAMES.into()).map(|n| d.max_grant_frames = n as u32)
+    }),
+    ("max_maptrack_frames", false, |d, v, _| {
+        number(v, 0, MAX_MAPTRACK_FRAMES.into()).map(|n| d.max_maptrack_frames = n as u32)
+    }),
     ("on_crash", false, |d, v, _| {
         one_of(v, &[("destroy", OnCrash::Destroy), ("restart", OnCrash::Restart)])
             .map(|then| d.on_crash = then)

@@ -23,6 +23,12 @@ use alloc::vec::Vec;
 
 /// Least memory of a domain, in bytes.
 pub const MIN_MEMORY: u64 = 16 << 20;
+/// Highest event-channel port that can be: of the FIFO ABI.
+pub const MAX_EVENT_CHANNELS: u32 = (1 << 17) - 1;
+/// Most frames of a grant table: what 32 bits of `add_to_physmap` and 2 MiB of memory can hold comfortably.
+pub const MAX_GRANT_FRAMES: u32 = 512;
+/// Most frames of handles for grants: a million mappings.
+pub const MAX_MAPTRACK_FRAMES: u32 = 4096;
 /// Longest name of a domain, in bytes.
 pub const MAX_NAME: usize = 64;
 
@@ -83,6 +89,12 @@ pub struct DomainConfig {
     pub cap: u16,
     /// Whether its console appears on ours; on by default.
     pub console: bool,
+    /// Highest event-channel port it may have, 1..=[`MAX_EVENT_CHANNELS`]; 1023 is the default.
+    pub max_event_channels: u32,
+    /// Frames of its grant table at most, 1..=[`MAX_GRANT_FRAMES`]; 64 is the default.
+    pub max_grant_frames: u32,
+    /// Frames of 256 handles each for grants that it maps at most, 0..=[`MAX_MAPTRACK_FRAMES`]; 1024 is the default.
+    pub max_maptrack_frames: u32,
     /// What to do when it crashes; destroy by default.
     pub on_crash: OnCrash,
     /// Index of the kernel among the boot modules, from 0.
@@ -192,6 +204,9 @@ impl Setup<'_> {
             weight: 256,
             cap: 0,
             console: true,
+            max_event_channels: 1023,
+            max_grant_frames: 64,
+            max_maptrack_frames: 1024,
             on_crash: OnCrash::Destroy,
             kernel: module,
             ramdisk: None,

@@ -21,7 +21,8 @@ fn a_domain_with_everything() {
     let domains = good(&[
         "ramdisk name=l1",
         "placeholder domain name=l1 vcpus=2 memory=1024M nested=on type=pvh cpus=0-3,6 weight=512 cap=150 \
-         console=off on_crash=restart counters=on -- console=hvc0  \"a b\" -- x",
+         console=off on_crash=restart counters=on max_event_channels=131071 max_grant_frames=512 \
+         max_maptrack_frames=0 -- console=hvc0  \"a b\" -- x",
         "module name=l1 -- first",
         "/boot/other module name=l1",
     ]);
@@ -38,6 +39,9 @@ fn a_domain_with_everything() {
             weight: 512,
             cap: 150,
             console: false,
+            max_event_channels: 131_071,
+            max_grant_frames: 512,
+            max_maptrack_frames: 0,
             on_crash: OnCrash::Restart,
             kernel: 1,
             ramdisk: Some(0),
@@ -55,6 +59,7 @@ fn a_domain_with_the_least() {
     let domains = good(&["domain name=a memory=16M"]);
     let d = &domains[0];
     assert_eq!((d.vcpus, d.memory, d.nested, d.weight, d.cap), (1, MIN_MEMORY, false, 256, 0));
+    assert_eq!((d.max_event_channels, d.max_grant_frames, d.max_maptrack_frames), (1023, 64, 1024));
     assert_eq!((d.console, d.on_crash, d.ramdisk, d.cmdline.as_str()), (true, OnCrash::Destroy, None, ""));
     assert!(!d.counters);
 }
@@ -122,6 +127,10 @@ fn problems_name_line_word_and_remedy() {
         (
             "domain name=a memory=1G type=hvm",
             "module 1, `type=hvm`: not one of the possible values; write `pvh`",
+        ),
+        (
+            "domain name=a memory=1G max_event_channels=131072",
+            "module 1, `max_event_channels=131072`: out of range; write a number from 1 to 131071",
         ),
         (
             "domain name=a memory=1G on_crash=cry",

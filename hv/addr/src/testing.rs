@@ -1,10 +1,20 @@
 //! A guest memory of ordinary heap pages, for host tests of the crates above.
 
 use crate::{FaultReason, Frame, Gpa, GuestFault, GuestMemory, GuestPage, GuestPhys, PAGE_SIZE, page_chunks};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, RwLock};
 use std::vec::Vec;
+
+std::thread_local! {
+    static ACCESSES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often this thread has accessed a [`HeapPage`]: what a path costs in memory that guests share.
+pub fn accesses() -> u64 {
+    ACCESSES.get()
+}
 
 /// A page: 512 little-endian words, shared by all its clones.
 #[derive(Clone, Debug)]
@@ -17,11 +27,18 @@ impl Default for HeapPage {
 }
 
 impl HeapPage {
-    /// Whether `other` is a clone of this very page.
-    pub fn is(&self, other: &Self) -> bool {
+    /// How many clones there are, this one included.
+    pub fn clones(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
+    /// Whether both are the same page.
+    pub fn same(&self, other: &HeapPage) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+
     fn word(&self, offset: usize) -> &AtomicU64 {
+        ACCESSES.set(ACCESSES.get() + 1);
         &self.0[(offset % PAGE_SIZE as usize) / 8]
     }
     /// Replaces `mask` (at `offset`'s place in its word) by `value`, returning the old word.

@@ -254,7 +254,8 @@ impl<A: Arch> Machine<A> {
         }
         domain.close_all_ports();
         *domain.console.lock() = None;
-        domain.grants.lock().clear();
+        // What others have mapped of it keeps it, and its id, until they let go.
+        domain.unmap_all_grants();
         self.stopped.lock().retain(|other| !Arc::ptr_eq(other, domain));
         self.domains.remove(domain.id());
         log::info!(target: gate::life(), "domain {}: destroyed", domain.name());

@@ -50,7 +50,8 @@ impl From<MapError> for Errno {
 
 /// A domain's physical memory.
 ///
-/// All methods may be called on any pCPU with no lock held and interrupts on. They pay their own TLB
+/// All methods may be called on any pCPU with no lock held and interrupts on; [`GuestMemory::pin`] also under a
+/// domain's grant table lock. They pay their own TLB
 /// debt before they return: afterwards no vCPU of the domain reaches what was there before.
 pub trait DomainMemory: GuestMemory<Page: Send + Sync + 'static> + Send + Sync + 'static {
     /// A zeroed page that belongs to the hypervisor on the domain's account. It is freed when the last
@@ -62,11 +63,19 @@ pub trait DomainMemory: GuestMemory<Page: Send + Sync + 'static> + Send + Sync +
     fn map_page(&self, at: Frame<GuestPhys>, page: &Self::Page) -> Result<(), MapError>;
 
     /// Makes `at` a hole. Guest RAM that was there is freed as soon as no one has it pinned.
-    /// Already a hole: `BadFrame`.
+    /// Already a hole: `BadFrame`. A page of [`DomainMemory::map_foreign`]: `NotAllowed`.
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError>;
 
     /// As [`DomainMemory::unmap`], but only if `page` is what is at `at`. Something else, or nothing: `BadFrame`.
     fn unmap_page(&self, at: Frame<GuestPhys>, page: &Self::Page) -> Result<(), MapError>;
+
+    /// Maps `page`, which a domain has granted, at `at`; guest RAM that was there is freed. The guest reads it, and
+    /// writes it if `writable`; [`GuestMemory::read`] and [`GuestMemory::write`] do as the guest can, but
+    /// [`GuestMemory::pin`] refuses it, as nothing may outlive the mapping. Another such page there: `NotAllowed`.
+    fn map_foreign(&self, at: Frame<GuestPhys>, page: &Self::Page, writable: bool) -> Result<(), MapError>;
+
+    /// Undoes that: afterwards nobody reaches `page` through `at`. `NotAllowed`: it is not what is mapped there.
+    fn unmap_foreign(&self, at: Frame<GuestPhys>, page: &Self::Page) -> Result<(), MapError>;
 
     /// Puts zeroed RAM at the `1 << order` frames from `at`, which is a multiple of that.
     /// All of them or none; frames that hold something: `NotAllowed`.
@@ -77,6 +86,10 @@ pub trait DomainMemory: GuestMemory<Page: Send + Sync + 'static> + Send + Sync +
 
     /// Pages of RAM the domain has.
     fn pages(&self) -> u64;
+
+    /// Counts `bytes` of the hypervisor's own memory, taken for the domain, against its account until its end.
+    /// `false`: the account does not allow it, and nothing is counted. May be called with locks held.
+    fn charge(&self, bytes: u64) -> bool;
 }
 
 /// The pinned page of a domain's memory.

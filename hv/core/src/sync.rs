@@ -4,14 +4,15 @@
 //! Lock order, outermost first; a lock is never held while calling [`crate::platform::Arch`] or
 //! [`crate::platform::DomainMemory`], except where the method says so:
 //! 1. `Domains` (registry)
-//! 2. event channels: configuration of a domain (two domains: lower id first), then one channel
-//! 3. a vCPU's runstate, areas, a domain's parameters, console ring, grant table (leaves: nothing below)
+//! 2. event channels: configuration of a domain (two domains: lower id first), then one channel, then the
+//!    domain's FIFO moves, then one or two FIFO queues (lower index first)
+//! 3. a vCPU's runstate, areas, a domain's parameters, console ring, grant table, maptrack (leaves: nothing below)
 //! 4. the scheduler's account list, then one run queue; a timer queue (leaves)
 
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use spin::mutex::{SpinMutex, SpinMutexGuard};
+use inner::{Guard, Inner};
 
 /// The atomics: loom's while a model is checked, else the language's.
 pub mod atomic {
@@ -23,6 +24,31 @@ pub mod atomic {
     pub use loom::sync::atomic::{
         AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
+}
+
+/// The spin lock proper: while a model is checked, one whose waiting the checker knows of.
+mod inner {
+    #[cfg(loom)]
+    pub use loom::sync::{Mutex as Inner, MutexGuard as Guard};
+    #[cfg(not(loom))]
+    pub use spin::mutex::{SpinMutex as Inner, SpinMutexGuard as Guard};
+
+    #[cfg(not(loom))]
+    pub fn lock<T>(inner: &Inner<T>) -> Guard<'_, T> {
+        inner.lock()
+    }
+    #[cfg(not(loom))]
+    pub fn try_lock<T>(inner: &Inner<T>) -> Option<Guard<'_, T>> {
+        inner.try_lock()
+    }
+    #[cfg(loom)]
+    pub fn lock<T>(inner: &Inner<T>) -> Guard<'_, T> {
+        inner.lock().expect("a panic ends the model")
+    }
+    #[cfg(loom)]
+    pub fn try_lock<T>(inner: &Inner<T>) -> Option<Guard<'_, T>> {
+        inner.try_lock().ok()
+    }
 }
 
 /// How interrupts of this pCPU are kept out of a critical section.
@@ -47,13 +73,13 @@ impl Irq for NoIrq {
 
 /// A spin lock that is held with interrupts off.
 pub struct IrqLock<T, I: Irq> {
-    inner: SpinMutex<T>,
+    inner: Inner<T>,
     irq: PhantomData<fn() -> I>,
 }
 
 /// The guard of an [`IrqLock`]. The lock is released before interrupts come back.
 pub struct IrqGuard<'a, T, I: Irq> {
-    guard: SpinMutexGuard<'a, T>,
+    guard: Guard<'a, T>,
     // Declared after the guard, so dropped after it.
     _restore: Restore<I>,
 }
@@ -68,20 +94,26 @@ impl<I: Irq> Drop for Restore<I> {
 
 impl<T, I: Irq> IrqLock<T, I> {
     /// A lock around `value`.
+    #[cfg(not(loom))]
     pub const fn new(value: T) -> Self {
-        Self { inner: SpinMutex::new(value), irq: PhantomData }
+        Self { inner: Inner::new(value), irq: PhantomData }
+    }
+    /// A lock around `value`.
+    #[cfg(loom)]
+    pub fn new(value: T) -> Self {
+        Self { inner: Inner::new(value), irq: PhantomData }
     }
 
     /// Waits for the lock.
     pub fn lock(&self) -> IrqGuard<'_, T, I> {
         let restore = Restore(I::disable());
-        IrqGuard { guard: self.inner.lock(), _restore: restore }
+        IrqGuard { guard: inner::lock(&self.inner), _restore: restore }
     }
 
     /// Takes the lock if it is free.
     pub fn try_lock(&self) -> Option<IrqGuard<'_, T, I>> {
         let restore = Restore(I::disable());
-        self.inner.try_lock().map(|guard| IrqGuard { guard, _restore: restore })
+        inner::try_lock(&self.inner).map(|guard| IrqGuard { guard, _restore: restore })
     }
 }
 

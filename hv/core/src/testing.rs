@@ -16,6 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use std::cell::{Cell, RefCell};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread_local;
 use xen_abi::Errno;
 use xen_abi::call::Call;
@@ -32,18 +33,56 @@ thread_local! {
     pub static TENDED: Cell<u32> = const { Cell::new(0) };
 }
 
+/// What a page is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Ram,
+    /// The hypervisor's.
+    Special,
+    /// Granted by another.
+    Foreign {
+        writable: bool,
+    },
+}
+
 /// Guest memory of heap pages at chosen frames, with a limit.
 #[derive(Debug)]
 pub struct Memory {
-    pages: Mutex<BTreeMap<u64, (HeapPage, bool)>>,
+    pages: Mutex<BTreeMap<u64, (HeapPage, Held)>>,
     limit: usize,
+    /// Bytes charged, and how many there may be.
+    pub charged: AtomicU64,
+    pub may_charge: AtomicU64,
 }
 
 impl Memory {
     /// `ram` pages from zero.
     pub fn new(ram: u64) -> Self {
-        let pages = (0..ram).map(|n| (n, (HeapPage::default(), true))).collect();
-        Self { pages: Mutex::new(pages), limit: 1 << 16 }
+        let pages = (0..ram).map(|n| (n, (HeapPage::default(), Held::Ram))).collect();
+        Self {
+            pages: Mutex::new(pages),
+            limit: 1 << 16,
+            charged: AtomicU64::new(0),
+            may_charge: AtomicU64::new(u64::MAX),
+        }
+    }
+    /// A page to be used at once and not kept.
+    fn hold(&self, frame: Frame<GuestPhys>, write: bool) -> Result<HeapPage, GuestFault> {
+        self.pin(frame).or_else(|fault| match self.pages.lock().unwrap().get(&frame.number()) {
+            Some((page, Held::Foreign { writable })) if *writable || !write => Ok(page.clone()),
+            _ => Err(fault),
+        })
+    }
+    fn put(&self, at: Frame<GuestPhys>, page: &HeapPage, held: Held) -> Result<(), MapError> {
+        if at.number() >= 1 << 40 {
+            return Err(MapError::BadFrame);
+        }
+        let mut pages = self.pages.lock().unwrap();
+        if matches!(pages.get(&at.number()), Some((_, Held::Foreign { .. }))) {
+            return Err(MapError::NotAllowed);
+        }
+        pages.insert(at.number(), (page.clone(), held));
+        Ok(())
     }
     pub fn is_hole(&self, frame: u64) -> bool {
         !self.pages.lock().unwrap().contains_key(&frame)
@@ -54,18 +93,22 @@ impl GuestMemory for Memory {
     type Page = HeapPage;
     fn pin(&self, frame: Frame<GuestPhys>) -> Result<HeapPage, GuestFault> {
         let fault = GuestFault { gpa: frame.start(), reason: FaultReason::NotMapped };
-        self.pages.lock().unwrap().get(&frame.number()).map(|(page, _)| page.clone()).ok_or(fault)
+        match self.pages.lock().unwrap().get(&frame.number()) {
+            Some((_, Held::Foreign { .. })) => Err(GuestFault { reason: FaultReason::Permission, ..fault }),
+            Some((page, _)) => Ok(page.clone()),
+            None => Err(fault),
+        }
     }
     fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, out.len()) {
-            let page = self.pin(at.frame())?;
+            let page = self.hold(at.frame(), false)?;
             (0..n).for_each(|i| out[from + i] = page.read_u8(at.page_offset() + i));
         }
         Ok(())
     }
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, data.len()) {
-            let page = self.pin(at.frame())?;
+            let page = self.hold(at.frame(), true)?;
             (0..n).for_each(|i| page.write_u8(at.page_offset() + i, data[from + i]));
         }
         Ok(())
@@ -77,16 +120,37 @@ impl DomainMemory for Memory {
         Some(HeapPage::default())
     }
     fn map_page(&self, at: Frame<GuestPhys>, page: &HeapPage) -> Result<(), MapError> {
-        self.pages.lock().unwrap().insert(at.number(), (page.clone(), false));
-        Ok(())
+        self.put(at, page, Held::Special)
+    }
+    fn map_foreign(&self, at: Frame<GuestPhys>, page: &HeapPage, writable: bool) -> Result<(), MapError> {
+        self.put(at, page, Held::Foreign { writable })
+    }
+    fn unmap_foreign(&self, at: Frame<GuestPhys>, page: &HeapPage) -> Result<(), MapError> {
+        let mut pages = self.pages.lock().unwrap();
+        match pages.get(&at.number()) {
+            Some((found, Held::Foreign { .. })) if found.same(page) => {
+                pages.remove(&at.number());
+                Ok(())
+            }
+            _ => Err(MapError::NotAllowed),
+        }
     }
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError> {
-        self.pages.lock().unwrap().remove(&at.number()).map(drop).ok_or(MapError::BadFrame)
+        let mut pages = self.pages.lock().unwrap();
+        match pages.get(&at.number()) {
+            None => Err(MapError::BadFrame),
+            Some((_, Held::Foreign { .. })) => Err(MapError::NotAllowed),
+            Some(_) => {
+                pages.remove(&at.number());
+                Ok(())
+            }
+        }
     }
     fn unmap_page(&self, at: Frame<GuestPhys>, page: &HeapPage) -> Result<(), MapError> {
         let mut pages = self.pages.lock().unwrap();
         match pages.get(&at.number()) {
-            Some((there, _)) if there.is(page) => {
+            Some((_, Held::Foreign { .. })) => Err(MapError::NotAllowed),
+            Some((there, _)) if there.same(page) => {
                 pages.remove(&at.number());
                 Ok(())
             }
@@ -102,14 +166,19 @@ impl DomainMemory for Memory {
         if pages.len() + (1 << order) > self.limit {
             return Err(MapError::NoMemory);
         }
-        frames.for_each(|n| drop(pages.insert(n, (HeapPage::default(), true))));
+        frames.for_each(|n| drop(pages.insert(n, (HeapPage::default(), Held::Ram))));
         Ok(())
     }
     fn max_frame(&self) -> Frame<GuestPhys> {
         Frame::new(self.pages.lock().unwrap().last_key_value().map_or(0, |(n, _)| *n))
     }
     fn pages(&self) -> u64 {
-        self.pages.lock().unwrap().values().filter(|(_, ram)| *ram).count() as u64
+        self.pages.lock().unwrap().values().filter(|(_, held)| *held == Held::Ram).count() as u64
+    }
+    fn charge(&self, bytes: u64) -> bool {
+        let limit = self.may_charge.load(SeqCst);
+        let more = |old: u64| (old + bytes <= limit).then_some(old + bytes);
+        self.charged.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 }
 

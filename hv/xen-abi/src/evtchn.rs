@@ -33,6 +33,8 @@ numbers! {
         EXPAND_ARRAY = 12;
         /// FIFO: set a port's priority.
         SET_PRIORITY = 13;
+        /// [`EvtchnOp::RESET`] going on after it was preempted; the hypervisor's own.
+        RESET_CONT = 14;
     }
 }
 
@@ -82,6 +84,39 @@ impl Virq {
 pub const TWO_LEVEL_PORTS_64: u32 = 4096;
 /// Ports of the 2-level ABI for a 32-bit guest.
 pub const TWO_LEVEL_PORTS_32: u32 = 1024;
+
+/// The FIFO ABI: an event word (u32) for each port in pages of the guest, and for each vCPU a control block with
+/// the heads of its queues.
+pub mod fifo {
+    /// Event word: the event waits to be handled.
+    pub const PENDING: u32 = 1 << 31;
+    /// Event word: the guest does not want to hear of it.
+    pub const MASKED: u32 = 1 << 30;
+    /// Event word: it is on a queue.
+    pub const LINKED: u32 = 1 << 29;
+    /// Event word: the hypervisor is changing the link; unmasking waits.
+    pub const BUSY: u32 = 1 << 28;
+    /// Width of the link to the next port on the queue; 0 ends the queue.
+    pub const LINK_BITS: u8 = 17;
+    /// The link.
+    pub const LINK: u32 = (1 << LINK_BITS) - 1;
+    /// Ports, with the unused port 0.
+    pub const PORTS: u32 = 1 << LINK_BITS;
+    /// Event words in a page.
+    pub const WORDS_PER_PAGE: u32 = 1024;
+    /// Pages of event words at most.
+    pub const MAX_PAGES: u32 = PORTS / WORDS_PER_PAGE;
+    /// Queues of a vCPU; the priority, 0 first, is the queue's number.
+    pub const PRIORITIES: u32 = 16;
+    /// The priority of a port for which the guest chose none.
+    pub const DEFAULT_PRIORITY: u32 = 7;
+    /// Bytes of a control block.
+    pub const CONTROL_SIZE: u32 = 72;
+    /// Control block, u32: bit q is set when queue q has got a new head.
+    pub const READY: usize = 0;
+    /// Control block, u32 for each queue: its first port.
+    pub const HEAD: usize = 8;
+}
 
 /// [`Status::status`] codes.
 pub mod status {
@@ -167,6 +202,31 @@ layout! {
     Reset: 2 {
         /// Whose ports.
         dom @ 0: u16,
+    }
+    /// Argument of `INIT_CONTROL`.
+    InitControl: 24 {
+        /// The frame of the control block.
+        control_gfn @ 0: u64,
+        /// Where in it the control block is.
+        offset @ 8: u32,
+        /// Whose it is.
+        vcpu @ 12: u32,
+        /// [`fifo::LINK_BITS`], out.
+        link_bits @ 16: u8,
+        /// Nothing.
+        pad @ 17: [u8; 7],
+    }
+    /// Argument of `EXPAND_ARRAY`.
+    ExpandArray: 8 {
+        /// The frame of the next page of event words.
+        array_gfn @ 0: u64,
+    }
+    /// Argument of `SET_PRIORITY`.
+    SetPriority: 8 {
+        /// Which port.
+        port @ 0: u32,
+        /// 0 (first) to 15.
+        priority @ 4: u32,
     }
 }
 

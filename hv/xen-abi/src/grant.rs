@@ -70,8 +70,45 @@ numbers! {
 
 /// Bytes of a version 1 entry.
 pub const ENTRY_V1_SIZE: usize = 8;
+/// Version 1 entries in a frame of the table.
+pub const ENTRIES_PER_FRAME: u32 = 512;
 /// Entries 0 to 7 belong to the tools.
 pub const RESERVED_ENTRIES: usize = 8;
+
+/// The first 32 bits of a version 1 entry: flags, then the domain that may use it from bit 16 up. The next 32 bits
+/// are the frame.
+pub mod entry {
+    /// What kind of grant it is.
+    pub const TYPE: u32 = 3;
+    /// [`TYPE`]: the frame may be mapped and copied.
+    pub const PERMIT_ACCESS: u32 = 1;
+    /// For reading only.
+    pub const READONLY: u32 = 1 << 2;
+    /// It is in use for reading; the hypervisor's.
+    pub const READING: u32 = 1 << 3;
+    /// It is in use for writing; the hypervisor's.
+    pub const WRITING: u32 = 1 << 4;
+    /// How it must be cached (PWT, PCD, PAT).
+    pub const CACHE: u32 = 7 << 5;
+    /// Part of a page; version 2 only.
+    pub const SUB_PAGE: u32 = 1 << 8;
+    /// Where the domain is.
+    pub const DOMID_SHIFT: u32 = 16;
+}
+
+/// [`MapGrantRef::flags`].
+pub mod map_flags {
+    /// For devices.
+    pub const DEVICE_MAP: u32 = 1 << 0;
+    /// For the CPU.
+    pub const HOST_MAP: u32 = 1 << 1;
+    /// For reading only.
+    pub const READONLY: u32 = 1 << 2;
+    /// For user space (PV).
+    pub const APPLICATION_MAP: u32 = 1 << 3;
+    /// The address is that of a page-table entry (PV).
+    pub const CONTAINS_PTE: u32 = 1 << 4;
+}
 
 layout! {
     /// One element of `MAP_GRANT_REF`.
@@ -159,6 +196,41 @@ layout! {
         status @ 36: i16,
         /// Nothing.
         pad @ 38: u16,
+    }
+    /// One end of a copy in the layout of a 32-bit guest.
+    CopyEnd32: 8 {
+        /// A grant or a frame, by the flags.
+        what @ 0: u32,
+        /// Whose.
+        domid @ 4: u16,
+        /// Offset in the page.
+        offset @ 6: u16,
+    }
+    /// One element of `COPY` in the layout of a 32-bit guest.
+    Copy32: 24 {
+        /// From.
+        source @ 0: CopyEnd32,
+        /// To.
+        dest @ 8: CopyEnd32,
+        /// Bytes.
+        len @ 16: u16,
+        /// [`COPY_SOURCE_GREF`], [`COPY_DEST_GREF`].
+        flags @ 18: u16,
+        /// A [`GrantStatus`], out.
+        status @ 20: i16,
+        /// Nothing.
+        pad @ 22: u16,
+    }
+    /// One element of `SWAP_GRANT_REF`.
+    SwapGrantRef: 12 {
+        /// One entry.
+        ref_a @ 0: u32,
+        /// The other.
+        ref_b @ 4: u32,
+        /// A [`GrantStatus`], out.
+        status @ 8: i16,
+        /// Nothing.
+        pad @ 10: u16,
     }
     /// Argument of `SET_VERSION`.
     SetVersion: 4 {

@@ -49,6 +49,8 @@ pub struct DomainConfig {
     pub max_port: u32,
     /// Most frames of its grant table.
     pub max_grant_frames: u32,
+    /// Grants of others that it may map, in units of 256.
+    pub max_maptrack_frames: u32,
     /// Whether it is the control domain and may act on others.
     pub privileged: bool,
     /// Whether `console_io` writes are taken although it is not privileged.
@@ -79,6 +81,7 @@ impl DomainConfig {
             memory_map: Vec::new(),
             max_port: 1023,
             max_grant_frames: 64,
+            max_maptrack_frames: 1024,
             privileged: false,
             console_io: false,
             on_poweroff: Action::Destroy,

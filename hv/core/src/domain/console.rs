@@ -68,7 +68,7 @@ impl<A: Arch> Domain<A> {
     /// open. For the builder, before the domain starts. `EFAULT`: no RAM there.
     pub fn attach_console(&self, frame: Frame<GuestPhys>) -> Result<(), Errno> {
         let page: PageOf<A> = self.memory.pin(frame).map_err(|_| Errno::EFAULT)?;
-        let port = self.evtchn.open_service(Service::Console)?;
+        let port = self.open_service(Service::Console)?;
         *self.console.lock() = Some(ConsoleRing { page, port });
         self.set_param(HvmParam::CONSOLE_PFN, frame.number());
         self.set_param(HvmParam::CONSOLE_EVTCHN, port.into());

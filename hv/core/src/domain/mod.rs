@@ -12,7 +12,7 @@ pub use registry::Domains;
 
 use crate::console::gate;
 use crate::evtchn::EventChannels;
-use crate::grant::GrantTable;
+use crate::grant::{GrantTable, Maptrack};
 use crate::hypercall::Width;
 use crate::machine::Machine;
 use crate::platform::{Arch, DomainMemory, Lock, PageOf};
@@ -87,6 +87,7 @@ pub struct Domain<A: Arch> {
     runstate_update_flag: AtomicBool,
     pub(crate) console: Lock<A, Option<ConsoleRing<PageOf<A>>>>,
     pub(crate) grants: Lock<A, GrantTable<PageOf<A>>>,
+    pub(crate) maptrack: Lock<A, Maptrack<A>>,
     /// Counts for whoever wants to know.
     pub counters: DomainCounters,
 }
@@ -117,6 +118,7 @@ impl<A: Arch> Domain<A> {
             evtchn: EventChannels::new(config.vcpus, config.max_port),
             grants: Lock::<A, _>::new(GrantTable::new(config.max_grant_frames)),
             budget: Budget::new(config.cap, config.vcpus, machine.sched.period()).map(Arc::new),
+            maptrack: Lock::<A, _>::new(Maptrack::new(config.max_maptrack_frames)),
             config,
             machine,
             memory,

@@ -1,8 +1,8 @@
 //! Binding and closing ports: the operations under the configuration lock.
 
-use super::{Service, State};
+use super::{Config, Service, State, fifo};
 use crate::domain::Domain;
-use crate::platform::Arch;
+use crate::platform::{Arch, PageOf};
 use crate::sync::atomic::Ordering::SeqCst;
 use crate::sync::{Irq, IrqGuard};
 use crate::vcpu::VcpuId;
@@ -26,17 +26,19 @@ impl<A: Arch> Domain<A> {
         self.evtchn.limit(self.layout().ports)
     }
 
-    fn check_vcpu(&self, vcpu: u32) -> Result<VcpuId, Errno> {
+    pub(super) fn check_vcpu(&self, vcpu: u32) -> Result<VcpuId, Errno> {
         if vcpu < self.config().vcpus { Ok(VcpuId(vcpu)) } else { Err(Errno::ENOENT) }
     }
 
-    /// `EVTCHNOP_alloc_unbound`. `ENOSPC`: no port is free.
+    /// Opens a port of this domain's own.
+    fn open(&self, config: &mut Config<PageOf<A>>, vcpu: VcpuId, state: State<A>) -> Result<u32, Errno> {
+        let opened = self.evtchn.open(config, self.port_limit(), &self.memory, vcpu, |_| state);
+        opened.map(|(port, _)| port)
+    }
+
+    /// `EVTCHNOP_alloc_unbound`. `ENOSPC`: no port is free; `ENOMEM`: nor memory for more.
     pub(crate) fn alloc_unbound(&self, remote: DomId) -> Result<u32, Errno> {
-        let mut config = self.evtchn.config.lock();
-        let (port, channel) = self.evtchn.lowest_free(&mut config, self.port_limit())?;
-        channel.notify.store(0, SeqCst);
-        *channel.state.lock() = State::Unbound { remote };
-        Ok(port)
+        self.open(&mut self.evtchn.config.lock(), VcpuId(0), State::Unbound { remote })
     }
 
     /// `EVTCHNOP_bind_interdomain`. `EINVAL`: the remote port is not one this domain may bind.
@@ -47,23 +49,23 @@ impl<A: Arch> Domain<A> {
     ) -> Result<u32, Errno> {
         let (port, raised) = {
             let mut both = lock_pair(self, remote);
-            let (port, channel) = self.evtchn.lowest_free(both.hint(), self.port_limit())?;
             let other = remote.evtchn.channel(peer).ok_or(Errno::EINVAL)?;
-            {
-                let mut state = other.state.lock();
-                match *state {
-                    State::Unbound { remote } if remote == self.id() => {}
-                    _ => return Err(Errno::EINVAL),
-                }
-                *state = State::Interdomain { id: self.id(), remote: Arc::downgrade(self), port };
+            let reserved =
+                |state: &State<A>| matches!(state, State::Unbound { remote } if *remote == self.id());
+            // Under both configuration locks it stays so.
+            if !reserved(&other.state.lock()) {
+                return Err(Errno::EINVAL);
             }
-            channel.notify.store(0, SeqCst);
-            let mut state = channel.state.lock();
-            *state = State::Interdomain { id: remote.id(), remote: Arc::downgrade(remote), port: peer };
+            let (port, channel) =
+                self.evtchn.open(&mut both.mine, self.port_limit(), &self.memory, VcpuId(0), |_| {
+                    State::Interdomain { id: remote.id(), remote: Arc::downgrade(remote), port: peer }
+                })?;
+            *other.state.lock() = State::Interdomain { id: self.id(), remote: Arc::downgrade(self), port };
             // Whatever was sent before the channel was whole is not lost.
-            (port, self.raise_bits(port, VcpuId(0)))
+            let _state = channel.state.lock();
+            (port, self.raise_port(port, &channel.place))
         };
-        self.deliver(port, VcpuId(0), raised);
+        self.deliver(port, raised);
         Ok(port)
     }
 
@@ -79,9 +81,7 @@ impl<A: Arch> Domain<A> {
         if slot.load(SeqCst) != 0 {
             return Err(Errno::EEXIST);
         }
-        let (port, channel) = self.evtchn.lowest_free(&mut config, self.port_limit())?;
-        channel.notify.store(vcpu.0, SeqCst);
-        *channel.state.lock() = State::Virq(virq);
+        let port = self.open(&mut config, vcpu, State::Virq(virq))?;
         slot.store(port, SeqCst);
         Ok(port)
     }
@@ -89,11 +89,7 @@ impl<A: Arch> Domain<A> {
     /// `EVTCHNOP_bind_ipi`. `ENOENT`: no such vCPU.
     pub(crate) fn bind_ipi(&self, vcpu: u32) -> Result<u32, Errno> {
         let vcpu = self.check_vcpu(vcpu)?;
-        let mut config = self.evtchn.config.lock();
-        let (port, channel) = self.evtchn.lowest_free(&mut config, self.port_limit())?;
-        channel.notify.store(vcpu.0, SeqCst);
-        *channel.state.lock() = State::Ipi;
-        Ok(port)
+        self.open(&mut self.evtchn.config.lock(), vcpu, State::Ipi)
     }
 
     /// `EVTCHNOP_bind_vcpu`: who is notified from now on. `ENOENT`: no such vCPU; `EINVAL`: not a port
@@ -109,19 +105,18 @@ impl<A: Arch> Domain<A> {
             State::Unbound { .. } => {}
             State::Free | State::Ipi => return Err(Errno::EINVAL),
         }
-        channel.notify.store(vcpu.0, SeqCst);
+        channel.place.notify.store(vcpu.0, SeqCst);
         Ok(())
     }
 
-    /// `EVTCHNOP_status`. `EINVAL`: a port that cannot be.
+    /// `EVTCHNOP_status`. `EINVAL`: no such port, as those beyond the last that was ever used.
     pub(crate) fn port_status(&self, port: u32) -> Result<PortStatus, Errno> {
-        if port == 0 || port > self.port_limit() {
-            return Err(Errno::EINVAL);
-        }
-        let Some(channel) = self.evtchn.channel(port) else {
+        // `lsevtchn` counts up from 0, which exists and is closed, until it gets an error.
+        if port == 0 {
             return Ok(PortStatus { status: status::CLOSED, vcpu: VcpuId(0), detail: [0; 2] });
-        };
-        let vcpu = VcpuId(channel.notify.load(SeqCst));
+        }
+        let channel = self.evtchn.channel(port).ok_or(Errno::EINVAL)?;
+        let vcpu = channel.place.target();
         let (status, detail) = match &*channel.state.lock() {
             State::Free => (status::CLOSED, [0, 0]),
             State::Unbound { remote } => (status::UNBOUND, [remote.0.into(), 0]),
@@ -142,31 +137,26 @@ impl<A: Arch> Domain<A> {
         self.close_port(port, false)
     }
 
-    /// `EVTCHNOP_reset`: closes everything.
-    pub(crate) fn reset_ports(self: &Arc<Self>) {
-        self.close_up_to_limit(false);
-    }
-
     /// Closes everything, services too: the domain is dying.
     pub(crate) fn close_all_ports(self: &Arc<Self>) {
-        self.close_up_to_limit(true);
-    }
-
-    fn close_up_to_limit(self: &Arc<Self>, force: bool) {
-        for port in 1..=self.evtchn.max_port {
+        for (port, _) in self.evtchn.channels() {
             // A port that is not open is fine here.
-            let _ = self.close_port(port, force);
+            let _ = self.close_port(port, true);
         }
+        let pages = fifo::leave(self, &mut self.evtchn.config.lock());
+        drop(pages);
     }
 
-    fn close_port(self: &Arc<Self>, port: u32, force: bool) -> Result<(), Errno> {
+    pub(super) fn close_port(self: &Arc<Self>, port: u32, force: bool) -> Result<(), Errno> {
         let channel = self.evtchn.channel(port).ok_or(Errno::EINVAL)?;
         for _ in 0..CLOSE_TRIES {
             let seen = channel.state.lock().clone();
             let peer = match &seen {
                 State::Free => return Err(Errno::EINVAL),
                 State::Service(Service::Console) if !force => {
-                    self.clear_pending_bit(port);
+                    let config = self.evtchn.config.lock();
+                    self.take_pending_bit(port);
+                    fifo::clear_pending::<A>(&config, port, &channel.place);
                     return Ok(());
                 }
                 State::Interdomain { remote, port, .. } => remote.upgrade().map(|domain| (domain, *port)),
@@ -189,9 +179,12 @@ impl<A: Arch> Domain<A> {
                 continue;
             }
             if let State::Virq(virq) = *state
-                && let Some(slot) = self.evtchn.virq(VcpuId(virq_vcpu(virq, channel)), virq)
+                && let Some(slot) = self.evtchn.virq(virq_vcpu(virq, channel), virq)
             {
                 slot.store(0, SeqCst);
+            }
+            if !matches!(*state, State::Service(_)) {
+                both.mine.open -= 1;
             }
             *state = State::Free;
             drop(state);
@@ -201,9 +194,10 @@ impl<A: Arch> Domain<A> {
             {
                 *far.state.lock() = State::Unbound { remote: self.id() };
             }
-            self.clear_pending_bit(port);
-            let hint = both.hint();
-            *hint = port.min(*hint);
+            self.take_pending_bit(port);
+            fifo::clear_pending::<A>(&both.mine, port, &channel.place);
+            channel.place.open(VcpuId(0));
+            both.mine.hint = port.min(both.mine.hint);
             return Ok(());
         }
         Err(Errno::EAGAIN)
@@ -211,25 +205,18 @@ impl<A: Arch> Domain<A> {
 }
 
 /// The vCPU whose table holds a bound virtual interrupt.
-fn virq_vcpu<A: Arch>(virq: Virq, channel: &super::Channel<A>) -> u32 {
-    if virq.is_per_vcpu() { channel.notify.load(SeqCst) } else { 0 }
+fn virq_vcpu<A: Arch>(virq: Virq, channel: &super::Channel<A>) -> VcpuId {
+    if virq.is_per_vcpu() { channel.place.target() } else { VcpuId(0) }
 }
 
 /// The configuration locks of one or two domains.
-struct Pair<'a, I: Irq> {
-    mine: IrqGuard<'a, u32, I>,
-    _other: Option<IrqGuard<'a, u32, I>>,
-}
-
-impl<I: Irq> Pair<'_, I> {
-    /// The first domain's hint.
-    fn hint(&mut self) -> &mut u32 {
-        &mut self.mine
-    }
+struct Pair<'a, P, I: Irq> {
+    mine: IrqGuard<'a, Config<P>, I>,
+    _other: Option<IrqGuard<'a, Config<P>, I>>,
 }
 
 /// Locks the configuration of `a`, and of `b` if that is another, the lower id first.
-fn lock_pair<'a, A: Arch>(a: &'a Arc<Domain<A>>, b: &'a Arc<Domain<A>>) -> Pair<'a, A::Irq> {
+fn lock_pair<'a, A: Arch>(a: &'a Arc<Domain<A>>, b: &'a Arc<Domain<A>>) -> Pair<'a, PageOf<A>, A::Irq> {
     if Arc::ptr_eq(a, b) {
         return Pair { mine: a.evtchn.config.lock(), _other: None };
     }

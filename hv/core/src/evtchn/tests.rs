@@ -13,45 +13,45 @@ use xen_abi::evtchn::*;
 use xen_abi::shared::{LAYOUT_32, LAYOUT_64};
 use xen_abi::{DomId, Errno};
 
-const EVTCHN: Call = Call::EVENT_CHANNEL_OP;
-type Dom = Arc<Domain<Fake>>;
+pub(super) const EVTCHN: Call = Call::EVENT_CHANNEL_OP;
+pub(super) type Dom = Arc<Domain<Fake>>;
 
-fn op<T: zerocopy::IntoBytes + zerocopy::Immutable>(d: &Dom, op: EvtchnOp, arg: T) -> i64 {
+pub(super) fn op<T: zerocopy::IntoBytes + zerocopy::Immutable>(d: &Dom, op: EvtchnOp, arg: T) -> i64 {
     d.call_with(EVTCHN, op.0, arg)
 }
-fn unbound(d: &Dom, remote: DomId) -> Result<u32, i64> {
+pub(super) fn unbound(d: &Dom, remote: DomId) -> Result<u32, i64> {
     let arg = AllocUnbound { dom: DomId::SELF.0, remote_dom: remote.0, port: 0 };
     match op(d, EvtchnOp::ALLOC_UNBOUND, arg) {
         0 => Ok(d.get::<AllocUnbound>(ARG).port),
         error => Err(error),
     }
 }
-fn interdomain(d: &Dom, remote: DomId, port: u32) -> Result<u32, i64> {
+pub(super) fn interdomain(d: &Dom, remote: DomId, port: u32) -> Result<u32, i64> {
     let arg = BindInterdomain { remote_dom: remote.0, pad: 0, remote_port: port, local_port: 0 };
     match op(d, EvtchnOp::BIND_INTERDOMAIN, arg) {
         0 => Ok(d.get::<BindInterdomain>(ARG).local_port),
         error => Err(error),
     }
 }
-fn virq(d: &Dom, virq: Virq, vcpu: u32) -> Result<u32, i64> {
+pub(super) fn virq(d: &Dom, virq: Virq, vcpu: u32) -> Result<u32, i64> {
     match op(d, EvtchnOp::BIND_VIRQ, BindVirq { virq: virq.0, vcpu, port: 0 }) {
         0 => Ok(d.get::<BindVirq>(ARG).port),
         error => Err(error),
     }
 }
-fn ipi(d: &Dom, vcpu: u32) -> Result<u32, i64> {
+pub(super) fn ipi(d: &Dom, vcpu: u32) -> Result<u32, i64> {
     match op(d, EvtchnOp::BIND_IPI, BindIpi { vcpu, port: 0 }) {
         0 => Ok(d.get::<BindIpi>(ARG).port),
         error => Err(error),
     }
 }
-fn port_op(d: &Dom, what: EvtchnOp, port: u32) -> i64 {
+pub(super) fn port_op(d: &Dom, what: EvtchnOp, port: u32) -> i64 {
     op(d, what, PortArg { port })
 }
-fn bind_vcpu(d: &Dom, port: u32, vcpu: u32) -> i64 {
+pub(super) fn bind_vcpu(d: &Dom, port: u32, vcpu: u32) -> i64 {
     op(d, EvtchnOp::BIND_VCPU, BindVcpu { port, vcpu })
 }
-fn status(d: &Dom, port: u32) -> (u32, u32, [u32; 2]) {
+pub(super) fn status(d: &Dom, port: u32) -> (u32, u32, [u32; 2]) {
     let arg = Status { dom: DomId::SELF.0, pad: 0, port, status: 99, vcpu: 99, detail: [99; 2] };
     assert_eq!(op(d, EvtchnOp::STATUS, arg), 0);
     let got: Status = d.get(ARG);
@@ -80,7 +80,7 @@ fn take_events(d: &Dom, vcpu: u32) -> Vec<u32> {
     ports
 }
 
-fn two() -> (Dom, Dom) {
+pub(super) fn two() -> (Dom, Dom) {
     let machine = machine(2);
     (domain(&machine, 2), domain(&machine, 2))
 }
@@ -293,17 +293,86 @@ fn reset_closes_everything_but_the_console() {
 }
 
 #[test]
-fn status_of_impossible_ports_is_einval_and_fifo_is_not_there() {
+fn status_counts_up_from_zero_and_ends_at_the_last_bucket_in_use() {
     let d = domain(&machine(1), 1);
     let arg = |port| Status { dom: DomId::SELF.0, pad: 0, port, status: 0, vcpu: 0, detail: [0; 2] };
-    for port in [0, 1024, u32::MAX] {
-        assert_eq!(op(&d, EvtchnOp::STATUS, arg(port)), Errno::EINVAL.result());
+    ipi(&d, 0).unwrap();
+    for port in [0, 2, 63] {
+        assert_eq!(status(&d, port).0, status::CLOSED, "{port}");
     }
-    assert_eq!(status(&d, 1000).0, status::CLOSED);
-    for number in [2, 11, 12, 13, 14, u32::MAX] {
+    for port in [64, 1024, u32::MAX] {
+        assert_eq!(op(&d, EvtchnOp::STATUS, arg(port)), Errno::EINVAL.result(), "{port}");
+    }
+    assert_eq!(op(&d, EvtchnOp::STATUS, Status { dom: 999, ..arg(1) }), Errno::ESRCH.result());
+}
+
+#[test]
+fn what_there_is_not_is_enosys_and_unreadable_arguments_are_efault() {
+    let d = domain(&machine(1), 1);
+    for number in [2, 15, 16, u32::MAX] {
         assert_eq!(op(&d, EvtchnOp(number), [0u64; 3]), Errno::ENOSYS.result(), "{number}");
     }
-    assert_eq!(d.call(EVTCHN, &[6, 0xdead_0000_0000]), Errno::EFAULT.result());
+    for number in (0..=14).filter(|n| *n != 2) {
+        assert_eq!(d.call(EVTCHN, &[number, 0xdead_0000_0000]), Errno::EFAULT.result(), "{number}");
+    }
+}
+
+#[test]
+fn a_long_reset_is_preempted_and_comes_to_its_end() {
+    let d = domain_with(&machine(1), DomainConfig { max_port: 2000, ..DomainConfig::new("many", 1, 128) });
+    (1..=2000).for_each(|port| assert_eq!(ipi(&d, 0), Ok(port)));
+    d.put(ARG, Reset { dom: DomId::SELF.0 });
+    assert_eq!(
+        d.call(EVTCHN, &[EvtchnOp::RESET_CONT.0.into(), ARG]),
+        Errno::EBUSY.result(),
+        "none is under way"
+    );
+    let mut args = [u64::from(EvtchnOp::RESET.0), ARG, 0, 0, 0, 0];
+    let mut rounds = 0;
+    while let CallResult::Continue(next) = d.call_width(0, EVTCHN, &args, Width::Bits64) {
+        // Another vCPU cannot begin one of its own.
+        assert_eq!(op(&d, EvtchnOp::RESET, Reset { dom: DomId::SELF.0 }), Errno::EBUSY.result());
+        (args, rounds) = (next, rounds + 1);
+    }
+    assert_eq!(rounds, 3);
+    assert_eq!(status(&d, 1).0, status::CLOSED);
+    assert_eq!(status(&d, 2000).0, status::CLOSED);
+    // A port opened behind the reset's back makes it fail; the next one succeeds.
+    (1..=600).for_each(|port| assert_eq!(ipi(&d, 0), Ok(port)));
+    d.put(ARG, Reset { dom: DomId::SELF.0 });
+    let args = [u64::from(EvtchnOp::RESET.0), ARG, 0, 0, 0, 0];
+    let CallResult::Continue(next) = d.call_width(0, EVTCHN, &args, Width::Bits64) else { panic!("at once") };
+    assert_eq!(ipi(&d, 0), Ok(1));
+    d.put(ARG, Reset { dom: DomId::SELF.0 });
+    let error = CallResult::Return(Errno::EAGAIN.result());
+    let mut args = next;
+    loop {
+        match d.call_width(0, EVTCHN, &args, Width::Bits64) {
+            CallResult::Continue(next) => args = next,
+            other => break assert_eq!(other, error),
+        }
+    }
+}
+
+#[test]
+fn channels_are_charged_as_they_are_made_and_refused_as_enomem() {
+    use core::sync::atomic::Ordering::SeqCst;
+    let d = domain_with(&machine(1), DomainConfig { max_port: 4095, ..DomainConfig::new("many", 1, 128) });
+    let charged = || d.memory.charged.load(SeqCst);
+    assert_eq!(charged(), 0);
+    ipi(&d, 0).unwrap();
+    let first = charged();
+    (2..64).for_each(|port| assert_eq!(ipi(&d, 0), Ok(port)));
+    assert_eq!(charged(), first, "the first bucket holds 63");
+    ipi(&d, 0).unwrap();
+    let bucket = charged() - first;
+    assert!((1..=64 * 64).contains(&bucket), "{bucket} bytes for 64 channels");
+    d.memory.may_charge.store(charged(), SeqCst);
+    (65..128).for_each(|port| assert_eq!(ipi(&d, 0), Ok(port)));
+    assert_eq!(ipi(&d, 0), Err(Errno::ENOMEM.result()));
+    assert_eq!(unbound(&d, DomId(1)), Err(Errno::ENOMEM.result()));
+    d.memory.may_charge.store(u64::MAX, SeqCst);
+    assert_eq!(ipi(&d, 0), Ok(128));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! vcpu_info a selector with a bit for each word of them.
 
 use super::Raised;
+use super::fifo::Place;
 use crate::domain::Domain;
 use crate::platform::Arch;
 use crate::vcpu::VcpuId;
@@ -33,12 +34,14 @@ impl Bit {
         };
         old & self.mask != 0
     }
-    fn clear<P: GuestPage>(self, page: &P) {
-        if self.wide {
-            page.fetch_and_u64(self.at, !self.mask);
+    /// Clears it; tells whether it was set.
+    fn clear<P: GuestPage>(self, page: &P) -> bool {
+        let old = if self.wide {
+            page.fetch_and_u64(self.at, !self.mask)
         } else {
-            page.fetch_and_u32(self.at, !(self.mask as u32));
-        }
+            page.fetch_and_u32(self.at, !(self.mask as u32)).into()
+        };
+        old & self.mask != 0
     }
 }
 
@@ -48,16 +51,17 @@ impl<A: Arch> Domain<A> {
         (port < layout.ports).then(|| Bit::new(base(layout), layout.word, port))
     }
 
-    /// Sets the bits of an event on `port` for `target`. The caller finishes with `deliver`.
-    pub(super) fn raise_bits(&self, port: u32, target: VcpuId) -> Raised {
+    /// Sets the bits of an event on `port`. The caller finishes with `deliver`.
+    pub(super) fn raise_bits(&self, port: u32, place: &Place) -> Raised {
         let Some(pending) = self.event_bit(|layout| layout.evtchn_pending, port) else {
             return Raised::default();
         };
         if pending.set(self.shared_info()) {
             return Raised::default();
         }
-        let masked = self.mask_bit(port);
-        Raised { pending: true, upcall: !masked && self.select(port, target) }
+        let target = place.target();
+        let upcall = (!self.mask_bit(port) && self.select(port, target)).then_some(target);
+        Raised { pending: true, upcall }
     }
 
     /// Sets the selector's bit for the word of `port`; tells whether it was clear.
@@ -77,16 +81,17 @@ impl<A: Arch> Domain<A> {
         self.event_bit(|layout| layout.evtchn_pending, port).is_some_and(|bit| bit.test(self.shared_info()))
     }
 
-    pub(super) fn clear_pending_bit(&self, port: u32) {
-        if let Some(bit) = self.event_bit(|layout| layout.evtchn_pending, port) {
-            bit.clear(self.shared_info());
-        }
+    /// Clears the bit of `port`; tells whether it was set.
+    pub(super) fn take_pending_bit(&self, port: u32) -> bool {
+        self.event_bit(|layout| layout.evtchn_pending, port).is_some_and(|bit| bit.clear(self.shared_info()))
     }
 
-    /// Clears the mask; tells whether `target` must take an upcall for what was pending behind it.
-    pub(super) fn unmask_bits(&self, port: u32, target: VcpuId) -> bool {
-        let Some(mask) = self.event_bit(|layout| layout.evtchn_mask, port) else { return false };
+    /// Clears the mask; who is notified must take an upcall for what was pending behind it.
+    pub(super) fn unmask_bits(&self, port: u32, place: &Place) -> Raised {
+        let Some(mask) = self.event_bit(|layout| layout.evtchn_mask, port) else { return Raised::default() };
         mask.clear(self.shared_info());
-        self.pending_bit(port) && self.select(port, target)
+        let target = place.target();
+        let upcall = (self.pending_bit(port) && self.select(port, target)).then_some(target);
+        Raised { pending: false, upcall }
     }
 }

@@ -4,13 +4,36 @@ use super::args::Ctx;
 use super::{Args, CallResult, target};
 use crate::domain::Domain;
 use crate::platform::Arch;
+use addr::{Frame, GuestPhys};
 use alloc::sync::Arc;
 use xen_abi::evtchn::*;
 use xen_abi::{DomId, Errno};
 
 pub(super) fn event_channel_op<A: Arch>(ctx: &mut Ctx<'_, A>, args: Args) -> CallResult {
     let [op, arg, ..] = args;
-    answer(ctx, EvtchnOp(op as u32), arg).map(|()| 0).into()
+    match EvtchnOp(op as u32) {
+        op @ (EvtchnOp::RESET | EvtchnOp::RESET_CONT) => reset(ctx, op, arg).unwrap_or_else(CallResult::from),
+        op => answer(ctx, op, arg).map(|()| 0).into(),
+    }
+}
+
+fn reset<A: Arch>(ctx: &mut Ctx<'_, A>, op: EvtchnOp, arg: u64) -> Result<CallResult, Errno> {
+    let Reset { dom } = ctx.read(arg)?;
+    let domain = target(ctx, dom)?;
+    // Another domain must not run meanwhile.
+    if domain.id() != ctx.vcpu.domain().id() && domain.may_run() {
+        return Err(Errno::EINVAL);
+    }
+    Ok(if domain.reset_ports(op == EvtchnOp::RESET_CONT)? {
+        CallResult::Return(0)
+    } else {
+        CallResult::Continue([EvtchnOp::RESET_CONT.0.into(), arg, 0, 0, 0, 0])
+    })
+}
+
+/// A frame that a guest names. 4 PiB are the end of all guest memory that there can be, and nothing is there.
+fn frame(gfn: u64) -> Frame<GuestPhys> {
+    Frame::new(gfn.min(1 << 40))
 }
 
 fn answer<A: Arch>(ctx: &mut Ctx<'_, A>, op: EvtchnOp, arg: u64) -> Result<(), Errno> {
@@ -63,17 +86,21 @@ fn answer<A: Arch>(ctx: &mut Ctx<'_, A>, op: EvtchnOp, arg: u64) -> Result<(), E
             let BindVcpu { port, vcpu } = ctx.read(arg)?;
             own.bind_vcpu(port, vcpu)
         }
-        EvtchnOp::RESET => {
-            let Reset { dom } = ctx.read(arg)?;
-            let domain = target(ctx, dom)?;
-            // Another domain must not run meanwhile.
-            if domain.id() != own.id() && domain.may_run() {
-                return Err(Errno::EINVAL);
-            }
-            domain.reset_ports();
-            Ok(())
+        EvtchnOp::INIT_CONTROL => {
+            let mut init: InitControl = ctx.read(arg)?;
+            own.init_control(init.vcpu, frame(init.control_gfn), init.offset)?;
+            init.link_bits = fifo::LINK_BITS;
+            ctx.write(arg, &init)
         }
-        // The FIFO ABI is optional: guests fall back to 2-level.
+        EvtchnOp::EXPAND_ARRAY => {
+            let ExpandArray { array_gfn } = ctx.read(arg)?;
+            own.expand_array(frame(array_gfn))
+        }
+        EvtchnOp::SET_PRIORITY => {
+            let SetPriority { port, priority } = ctx.read(arg)?;
+            own.set_priority(port, priority)
+        }
+        // PIRQs: no domain has physical interrupts.
         _ => Err(Errno::ENOSYS),
     }
 }

@@ -392,27 +392,6 @@ fn linux_sets_up_its_grant_table() {
     assert_eq!(d.get::<[u64; 5]>(0x9000), [0x100, 0x101, 0x300, 0x103, u64::MAX]);
 }
 
-#[test]
-fn grants_of_others_are_refused_element_by_element() {
-    let d = guest(1);
-    let one =
-        MapGrantRef { host_addr: 0x5000, flags: 2, gref: 8, dom: 77, status: 0, handle: 0, dev_bus_addr: 0 };
-    d.put(0x9000, [one, MapGrantRef { dom: d.id().0, ..one }]);
-    assert_eq!(d.call(Call::GRANT_TABLE_OP, &[0, 0x9000, 2]), 0);
-    let [a, b]: [MapGrantRef; 2] = d.get(0x9000);
-    assert_eq!((a.status, b.status), (GrantStatus::BAD_DOMAIN.0, GrantStatus::BAD_GNTREF.0));
-    // Many elements take several rounds; the array may end in a hole.
-    let mut args = [0u64, 0x8000, 1000, 0, 0, 0];
-    let mut rounds = 0;
-    while let CallResult::Continue(next) = d.call_width(0, Call::GRANT_TABLE_OP, &args, Width::Bits64) {
-        args = next;
-        rounds += 1;
-    }
-    assert_eq!(rounds, 15);
-    let end = RAM_PAGES * 4096 - 16;
-    assert_eq!(d.call(Call::GRANT_TABLE_OP, &[0, end, 1]), Errno::EFAULT.result());
-}
-
 // ---- sched_op ------------------------------------------------------------------------------------------
 
 #[test]

@@ -160,6 +160,19 @@ impl<'t> FrameAllocator<'t> {
         self.accounts.of(owner).map(Account::usage).unwrap_or_default()
     }
 
+    /// Counts `frames` of kind `kind` against the account of `owner` without allocating any: for memory of ours that
+    /// is taken from a heap for the owner's sake. `false`: its limit is in the way.
+    pub fn charge(&self, owner: Owner, kind: Kind, frames: u32) -> bool {
+        self.accounts.of(owner).is_some_and(|account| account.charge(kind, frames))
+    }
+
+    /// Undoes as much of [`charge`](Self::charge).
+    pub fn refund(&self, owner: Owner, kind: Kind, frames: u32) {
+        if let Some(account) = self.accounts.of(owner) {
+            account.refund(kind, frames);
+        }
+    }
+
     /// Allocates 2^`order` frames, aligned to their size, and returns the first. Each frame of the block
     /// can be pinned, released and freed by itself. The contents are whatever was there before.
     pub fn alloc(

@@ -3,6 +3,7 @@
 use crate::cpu::instr;
 use crate::guest::arch::{self, DomainData, VcpuShared, X86, machine};
 use crate::guest::memory::{GuestRam, OutOfMemory};
+use crate::guest::page::Page;
 use crate::guest::ports;
 use crate::hw::mitigation;
 use crate::mm::{direct, frames::frames};
@@ -21,6 +22,8 @@ use boot::pvh::{self, AcpiOptions, ResetPort, SleepPorts, StartInfo, StartModule
 use boot::{E820Type, Region, bzimage, elf};
 use core::sync::atomic::AtomicU64;
 use hv_core::domain::{Action, Domain, DomainConfig, MemoryRegion};
+use hv_core::evtchn::EventChannels;
+use hv_core::grant::{GrantTable, Maptrack};
 use hv_core::memory::{Limits, Owner};
 use hv_core::platform::PcpuId;
 use hv_core::sched::Affinity;
@@ -113,7 +116,10 @@ fn build_as(recipe: &Recipe, id: xen_abi::DomId) -> Result<Arc<Domain<X86>>, Fai
 fn limit(owner: Owner, config: &BootConfig) {
     let pages = (config.memory / PAGE_SIZE) as u32;
     let tables = pages / 16 + 4096;
-    let other = 256 + config.vcpus * 64;
+    let heap = EventChannels::<X86>::bytes_for(config.max_event_channels + 1)
+        + GrantTable::<Page>::bytes_for(config.max_grant_frames)
+        + Maptrack::<X86>::bytes_for(config.max_maptrack_frames);
+    let other = 256 + config.max_grant_frames + config.vcpus * 64 + heap.div_ceil(PAGE_SIZE) as u32;
     // The ACPI tables and the console page are RAM beyond what the user asked for.
     frames().set_limits(owner, Limits { ram: pages + 64, tables, other });
 }
@@ -331,6 +337,9 @@ fn neutral(config: &BootConfig, map: Vec<Region<addr::GuestPhys>>) -> DomainConf
     let mut core = DomainConfig::new(config.name.to_string(), config.vcpus, config.memory / PAGE_SIZE);
     core.weight = config.weight.into();
     core.cap = config.cap.into();
+    core.max_port = config.max_event_channels;
+    core.max_grant_frames = config.max_grant_frames;
+    core.max_maptrack_frames = config.max_maptrack_frames;
     if !config.cpus.is_empty() {
         core.affinity = config
             .cpus

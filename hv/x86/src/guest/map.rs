@@ -5,6 +5,7 @@
 //! that race for a frame exactly one gets it, to release it once the debt is paid.
 
 use addr::{Frame, Gpa, GuestPhys, HostPhys, Hpa, PAGE_SIZE, PageSize, Range};
+use alloc::collections::BTreeMap;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use spin::Mutex;
 use stage2::{MapError, Mapping, MemType, Npt, Perms, Radix, TableMemory, TlbDebt};
@@ -14,9 +15,19 @@ use stage2::{MapError, Mapping, MemType, Npt, Perms, Radix, TableMemory, TlbDebt
 pub struct GuestMap<T> {
     tables: T,
     radix: Option<Radix<Npt>>,
-    /// Held for structural change of the tables; never while waiting for other CPUs.
-    change: Mutex<()>,
+    /// Held for structural change of the tables; never while waiting for other CPUs. Pages that others granted and
+    /// the guest mapped, by its frame.
+    change: Mutex<BTreeMap<u64, Foreign>>,
     top: AtomicU64,
+}
+
+/// A granted page in the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The page.
+    pub frame: Frame<HostPhys>,
+    /// Whether the guest may write it.
+    pub writable: bool,
 }
 
 /// What a change took away, to be released once the debt is paid.
@@ -34,7 +45,7 @@ pub struct Changed {
 pub enum Refused {
     /// Nothing is there, or not what was expected.
     Missing,
-    /// Something is there already.
+    /// Something is there already, or a granted page is, which goes only as it came.
     Taken,
     /// The tables cannot be made.
     Failed(TlbDebt),
@@ -44,7 +55,7 @@ impl<T: TableMemory> GuestMap<T> {
     /// An empty map whose pages are at most `largest`. `None`: no memory for the root table.
     pub fn new(tables: T, largest: PageSize) -> Option<Self> {
         let radix = Radix::new(Npt::four_level(largest), &tables)?;
-        Some(Self { tables, radix: Some(radix), change: Mutex::new(()), top: AtomicU64::new(0) })
+        Some(Self { tables, radix: Some(radix), change: Mutex::new(BTreeMap::new()), top: AtomicU64::new(0) })
     }
 
     #[inline]
@@ -80,20 +91,79 @@ impl<T: TableMemory> GuestMap<T> {
 
     /// Puts `frame` at `at`, to be read and written, instead of what is there.
     pub fn put(&self, at: Frame<GuestPhys>, frame: Frame<HostPhys>) -> Result<Changed, Refused> {
+        self.put_locked(&self.change.lock(), at, frame, Perms::RW)
+    }
+
+    /// Puts a granted page at `at` instead of what is there.
+    pub fn put_foreign(&self, at: Frame<GuestPhys>, page: Foreign) -> Result<Changed, Refused> {
+        let mut foreign = self.change.lock();
+        let perms = if page.writable { Perms::RW } else { Perms::R };
+        let changed = self.put_locked(&foreign, at, page.frame, perms)?;
+        foreign.insert(at.number(), page);
+        Ok(changed)
+    }
+
+    fn put_locked(
+        &self,
+        foreign: &BTreeMap<u64, Foreign>,
+        at: Frame<GuestPhys>,
+        frame: Frame<HostPhys>,
+        perms: Perms,
+    ) -> Result<Changed, Refused> {
         let range = one(at).ok_or(Refused::Missing)?;
-        let _guard = self.change.lock();
+        if foreign.contains_key(&at.number()) {
+            return Err(Refused::Taken);
+        }
         let old = self.frame_at(at);
-        let (perms, kind) = (Perms::RW, MemType::WriteBack);
+        let kind = MemType::WriteBack;
         let done = self.radix().map(&self.tables, range, frame.start(), perms, kind, PageSize::Size4K);
         let debt = done.map_err(|failed| Refused::Failed(failed.debt))?;
         self.top.fetch_max(at.number(), Relaxed);
         Ok(Changed { old, debt })
     }
 
+    /// Takes the granted page `frame` from `at`. `first` runs before anybody can see that it is none any more.
+    /// Something else there: `Taken`.
+    pub fn take_foreign(
+        &self,
+        at: Frame<GuestPhys>,
+        frame: Frame<HostPhys>,
+        first: impl FnOnce(),
+    ) -> Result<TlbDebt, Refused> {
+        let range = one(at).ok_or(Refused::Missing)?;
+        let mut foreign = self.change.lock();
+        if foreign.get(&at.number()).is_none_or(|page| page.frame != frame) {
+            return Err(Refused::Taken);
+        }
+        let done = self.radix().unmap(&self.tables, range);
+        let debt = done.map_err(|failed| Refused::Failed(failed.debt))?;
+        first();
+        foreign.remove(&at.number());
+        Ok(debt)
+    }
+
+    /// Whether a granted page is at `at`.
+    pub fn is_foreign(&self, at: Frame<GuestPhys>) -> bool {
+        self.change.lock().contains_key(&at.number())
+    }
+
+    /// Shows the granted page at `at`, which stays while `f` looks.
+    pub fn with_foreign<R>(&self, at: Frame<GuestPhys>, f: impl FnOnce(Option<&Foreign>) -> R) -> R {
+        f(self.change.lock().get(&at.number()))
+    }
+
+    /// Gives up what is known of granted pages, at the end of the map. Their mappings stay.
+    pub fn forget_foreign(&self) -> BTreeMap<u64, Foreign> {
+        core::mem::take(&mut *self.change.lock())
+    }
+
     /// Makes `at` a hole; with `only`, just if that frame is there.
     pub fn take(&self, at: Frame<GuestPhys>, only: Option<Frame<HostPhys>>) -> Result<Changed, Refused> {
         let range = one(at).ok_or(Refused::Missing)?;
-        let _guard = self.change.lock();
+        let foreign = self.change.lock();
+        if foreign.contains_key(&at.number()) {
+            return Err(Refused::Taken);
+        }
         let old = self.frame_at(at).ok_or(Refused::Missing)?;
         if only.is_some_and(|only| only != old) {
             return Err(Refused::Missing);
@@ -139,8 +209,9 @@ impl<T: TableMemory> GuestMap<T> {
         may: impl FnOnce(Frame<HostPhys>) -> bool,
     ) -> Result<TlbDebt, stage2::Failed> {
         let range = one(at).ok_or(MapError::OutOfRange)?;
-        let _guard = self.change.lock();
-        if !self.frame_at(at).is_some_and(may) {
+        let foreign = self.change.lock();
+        // A granted page has the rights that were granted.
+        if foreign.contains_key(&at.number()) || !self.frame_at(at).is_some_and(may) {
             return Ok(TlbDebt::none());
         }
         self.radix().protect(&self.tables, range, perms)
@@ -312,6 +383,29 @@ mod tests {
         assert_eq!(settle(&map, changed), Some(frame(7)));
         assert!(matches!(map.take(Frame::new(3), None), Err(Refused::Missing)));
         assert!(matches!(map.take(Frame::new(u64::MAX >> 12), None), Err(Refused::Missing)));
+    }
+
+    #[test]
+    fn a_granted_page_goes_only_as_it_came() {
+        let map = map(usize::MAX);
+        let at = Frame::new(3);
+        assert!(settle(&map, map.put(at, frame(7)).unwrap()).is_none());
+        let granted = Foreign { frame: frame(9), writable: false };
+        assert_eq!(settle(&map, map.put_foreign(at, granted).unwrap()), Some(frame(7)), "replaces RAM");
+        assert_eq!(map.translate(at.start()).unwrap().perms, Perms::R);
+        assert!(matches!(map.put_foreign(at, granted), Err(Refused::Taken)));
+        assert!(matches!(map.put(at, frame(7)), Err(Refused::Taken)));
+        assert!(matches!(map.take(at, None), Err(Refused::Taken)));
+        assert!(
+            map.protect(at, Perms::RW, |_| true).unwrap().is_none(),
+            "keeps the rights that were granted"
+        );
+        assert_eq!(map.translate(at.start()).unwrap().perms, Perms::R);
+        assert!(matches!(map.take_foreign(at, frame(7), || ()), Err(Refused::Taken)));
+        let debt = map.take_foreign(at, frame(9), || assert!(map.change.is_locked())).unwrap();
+        debt.settle(map.tables(), Paid::flushed());
+        assert!(!map.is_foreign(at) && map.translate(at.start()).is_none());
+        assert!(matches!(map.take_foreign(at, frame(9), || ()), Err(Refused::Taken)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 // UNSAFETY: writes nested page tables through the direct map.
 #![allow(unsafe_code)]
 
-use crate::guest::map::{Changed, GuestMap, Refused};
+use crate::guest::map::{Changed, Foreign, GuestMap, Refused};
 use crate::guest::page::Page;
 use crate::guest::tlb::TlbControl;
 use crate::mm::{direct, frames::frames};
@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::memory::{FrameState, Kind, Owner, Zone};
 use hv_core::platform::{DomainMemory, MapError};
+use spin::Mutex;
 use stage2::shadow::{Env, ShadowCache, Zap};
 use stage2::{Flush, Mapping, Npt, Paid, Perms, TableMemory, TlbDebt, Translate2};
 
@@ -68,6 +69,8 @@ pub struct GuestRam {
     layout: AtomicU64,
     /// The composed tables of this domain's L2s, if it may have any.
     shadow: Option<ShadowCache<Npt>>,
+    /// Bytes of the hypervisor's heap that are charged to the domain.
+    charged: Mutex<u64>,
 }
 
 /// A piece of guest memory and the host memory for it.
@@ -89,6 +92,7 @@ impl GuestRam {
             pages: AtomicU64::new(0),
             layout: AtomicU64::new(0),
             shadow: nested.map(|quota| ShadowCache::new(Npt::four_level(largest), quota)),
+            charged: Mutex::new(0),
         })
     }
 
@@ -214,10 +218,29 @@ impl GuestRam {
         }
     }
 
+    /// After `page` was put at `at`, with a pin for the mapping, or was not.
+    fn put_done(
+        &self,
+        at: Frame<GuestPhys>,
+        page: &Page,
+        put: Result<Changed, Refused>,
+    ) -> Result<(), MapError> {
+        match put {
+            Ok(changed) => {
+                self.changed(at, changed);
+                Ok(())
+            }
+            Err(refused) => {
+                frames().put_ref(page.frame()).expect("the mapping's pin");
+                Err(self.refusal(refused))
+            }
+        }
+    }
+
     /// After a change of what lies at `at`: pays, and releases what was there.
     fn changed(&self, at: Frame<GuestPhys>, changed: Changed) {
         self.pay(changed.debt);
-        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+        self.moved();
         self.zap(at);
         if let Some(old) = changed.old {
             self.release(old);
@@ -228,6 +251,24 @@ impl GuestRam {
     #[inline]
     pub fn translate_now(&self, gpa: Gpa) -> Option<Mapping> {
         self.map.translate(gpa)
+    }
+
+    /// A page to be read or written at once and not kept: it may be one that is granted to the guest.
+    fn hold(&self, frame: Frame<GuestPhys>, write: bool) -> Result<Page, GuestFault> {
+        self.pin(frame).or_else(|fault| {
+            self.map.with_foreign(frame, |granted| {
+                let granted = granted.ok_or(fault)?;
+                if write && !granted.writable {
+                    return Err(GuestFault { reason: FaultReason::Permission, ..fault });
+                }
+                // While this looks the mapping, and so its pin, is there.
+                if frames().dup_ref(granted.frame) { Ok(Page::adopt(granted.frame)) } else { Err(fault) }
+            })
+        })
+    }
+
+    fn moved(&self) {
+        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
     }
 
     /// Gives back what lay behind a frame that the tables no longer show and no TLB holds.
@@ -259,8 +300,10 @@ impl GuestMemory for GuestRam {
         loop {
             let layout = self.layout();
             let hpa = self.translate_now(frame.start()).ok_or(fault)?.at(frame.start());
-            // A page of ours that the guest maps has no claim of the owner's any more, but the mapping's pin.
-            let pinned = frames().get_ref(hpa.frame(), self.owner) || frames().dup_ref(hpa.frame());
+            // A page of ours that the guest maps has no claim of the owner's any more, but the mapping's pin. One that
+            // is granted to the guest must not be kept longer than the mapping.
+            let pinned = frames().get_ref(hpa.frame(), self.owner)
+                || !self.map.is_foreign(frame) && frames().dup_ref(hpa.frame());
             let page = pinned.then(|| Page::adopt(hpa.frame()));
             // A frame is released only after the layout has moved: while it stands, this one was still what lies
             // at the address when it was pinned.
@@ -272,14 +315,14 @@ impl GuestMemory for GuestRam {
 
     fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, out.len()) {
-            self.pin(at.frame())?.copy_out(at.page_offset(), &mut out[from..from + n]);
+            self.hold(at.frame(), false)?.copy_out(at.page_offset(), &mut out[from..from + n]);
         }
         Ok(())
     }
 
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, data.len()) {
-            self.pin(at.frame())?.copy_in(at.page_offset(), &data[from..from + n]);
+            self.hold(at.frame(), true)?.copy_in(at.page_offset(), &data[from..from + n]);
         }
         Ok(())
     }
@@ -299,16 +342,8 @@ impl DomainMemory for GuestRam {
     fn map_page(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
         // The mapping's own pin.
         core::mem::forget(page.clone());
-        match self.map.put(at, page.frame()) {
-            Ok(changed) => {
-                self.changed(at, changed);
-                Ok(())
-            }
-            Err(refused) => {
-                frames().put_ref(page.frame()).expect("the pin taken above");
-                Err(self.refusal(refused))
-            }
-        }
+        let put = self.map.put(at, page.frame());
+        self.put_done(at, page, put)
     }
 
     fn unmap(&self, at: Frame<GuestPhys>) -> Result<(), MapError> {
@@ -320,6 +355,23 @@ impl DomainMemory for GuestRam {
     fn unmap_page(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
         let changed = self.map.take(at, Some(page.frame())).map_err(|refused| self.refusal(refused))?;
         self.changed(at, changed);
+        Ok(())
+    }
+
+    fn map_foreign(&self, at: Frame<GuestPhys>, page: &Page, writable: bool) -> Result<(), MapError> {
+        // The mapping's own pin.
+        core::mem::forget(page.clone());
+        let put = self.map.put_foreign(at, Foreign { frame: page.frame(), writable });
+        self.put_done(at, page, put)
+    }
+
+    fn unmap_foreign(&self, at: Frame<GuestPhys>, page: &Page) -> Result<(), MapError> {
+        // Who pins looks at the layout last: it must have changed before this is no granted page.
+        let taken = self.map.take_foreign(at, page.frame(), || self.moved());
+        let debt = taken.map_err(|refused| self.refusal(refused))?;
+        self.pay(debt);
+        self.zap(at);
+        frames().put_ref(page.frame()).expect("the mapping's pin");
         Ok(())
     }
 
@@ -337,7 +389,7 @@ impl DomainMemory for GuestRam {
             pieces.push(piece);
         }
         self.fill(&pieces)?;
-        self.layout.fetch_add(1, core::sync::atomic::Ordering::AcqRel);
+        self.moved();
         Ok(())
     }
 
@@ -347,6 +399,19 @@ impl DomainMemory for GuestRam {
 
     fn pages(&self) -> u64 {
         self.pages.load(Relaxed)
+    }
+
+    fn charge(&self, bytes: u64) -> bool {
+        let mut charged = self.charged.lock();
+        let Some(sum) = charged.checked_add(bytes) else { return false };
+        // The account counts whole frames.
+        let more = sum.div_ceil(PAGE_SIZE) - charged.div_ceil(PAGE_SIZE);
+        let allowed =
+            u32::try_from(more).is_ok_and(|more| frames().charge(self.owner, Kind::Hypervisor, more));
+        if allowed {
+            *charged = sum;
+        }
+        allowed
     }
 }
 
@@ -358,10 +423,21 @@ impl Drop for GuestRam {
             let debt = shadow.clear(&env);
             debt.settle(self.map.tables(), Paid::flushed());
         }
-        self.map.for_each(|_, mapping| {
+        // Core has given all of them back before it lets go of the domain; but one that was left must not be taken for
+        // RAM of this domain below.
+        let foreign = self.map.forget_foreign();
+        for granted in foreign.values() {
+            frames().put_ref(granted.frame).expect("the mapping's pin");
+        }
+        self.map.for_each(|gpa, mapping| {
+            if foreign.contains_key(&gpa.frame().number()) {
+                return;
+            }
             let first = mapping.hpa.frame();
             (0..mapping.size.bytes() / PAGE_SIZE).for_each(|n| self.release(first.wrapping_add(n)));
         });
+        let charged = self.charged.get_mut().div_ceil(PAGE_SIZE);
+        frames().refund(self.owner, Kind::Hypervisor, charged as u32);
         self.map.destroy().settle(self.map.tables(), Paid::flushed());
     }
 }
