@@ -29,16 +29,20 @@ pub mod caps;
 pub mod check;
 pub mod code;
 pub mod ept;
+pub mod events;
 pub mod field;
 pub mod insn;
 pub mod merge;
+pub mod msr_list;
 pub mod operand;
 pub mod reflect;
 pub mod route;
 pub mod run;
+pub mod shadowing;
 pub mod state;
 pub mod timer;
 pub mod vmcs12;
+pub mod vpid;
 
 #[cfg(test)]
 mod tests;

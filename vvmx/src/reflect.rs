@@ -63,7 +63,9 @@ pub fn sync(c12: &mut Cached12, caps: &Caps, out: &Outside, mirror: &mut Mirror,
     c12.learn(Field::GUEST_ACTIVITY, if out.halted { activity::HLT } else { activity::ACTIVE });
     let v = c12.fields();
     let (saves, offers) = (v.get32(Field::EXIT_CONTROLS), caps.msrs.entry);
-    let delivers = v.secondary(secondary::INTERRUPT_DELIVERY);
+    // Without L1's page L0 lent no delivery: the status is what L1 wrote.
+    let lent = get(Field::SECONDARY_CONTROLS) as u32 & secondary::INTERRUPT_DELIVERY != 0;
+    let delivers = lent && v.secondary(secondary::INTERRUPT_DELIVERY);
     let pdptes = v.ept() && pae_paging(v);
     // LMA is saved where the processor has unrestricted guest.
     if caps.msrs.misc & misc::EXIT_SAVES_LMA != 0 {

@@ -8,9 +8,11 @@ use crate::check::{Refusal, Seen};
 use crate::code::{InsnError, Reason};
 use crate::field::{Field, Vmcs};
 use crate::insn::Failure;
+use crate::merge::Mirror;
 use crate::reflect::{self, HostState, Outside};
 use crate::route::Exit;
 use crate::state::{Nested, Vmcs02s};
+use crate::vmcs12::Cached12;
 use addr::GuestMemory;
 
 /// The instruction that enters.
@@ -80,6 +82,15 @@ impl<const N: usize> Nested<N> {
                 None => NoEntry::Exit(refusal),
             }),
         }
+    }
+
+    /// Hands the checked vmcs12 of an accepted entry and the mirror of its vmcs02 to `f`, which calls
+    /// [`crate::merge::merge`]. False if they are gone, which nothing between the two can cause.
+    pub fn merge(&mut self, accepted: &Accepted, f: impl FnOnce(&mut Cached12, &mut Mirror)) -> bool {
+        let slot = self.slot_mut(accepted.slot);
+        let Some(c12) = slot.c12.as_mut().filter(|c12| c12.checked().is_some()) else { return false };
+        f(c12, &mut slot.mirror);
+        true
     }
 
     /// vmcs02 is merged: L2 is the vCPU's running level. VMLAUNCH makes the VMCS launched.

@@ -135,6 +135,11 @@ impl<const N: usize> Nested<N> {
     pub fn current(&self) -> Option<&Cached12> {
         self.slots.get(self.current?)?.c12.as_ref()
     }
+    /// The current VMCS, for what changes it on L1's behalf: [`crate::shadowing`], [`crate::ept::log_dirty`],
+    /// [`crate::ept::vmfunc`].
+    pub fn copy_mut(&mut self) -> Option<&mut Cached12> {
+        self.current_mut().map(|(_, c12)| c12)
+    }
     /// The current VMCS and the number of its vmcs02.
     pub(crate) fn current_mut(&mut self) -> Option<(usize, &mut Cached12)> {
         let slot = self.current?;

@@ -37,8 +37,9 @@ pub fn compose(tsc01: Tsc, tsc12: Option<Tsc>) -> Tsc {
     }
     let scaled = (i128::from(tsc01.offset as i64) * i128::from(tsc12.multiplier)) >> 48;
     let product = (u128::from(tsc01.multiplier) * u128::from(tsc12.multiplier)) >> 48;
+    // The processor refuses a multiplier of 0, which the product of two others can come to.
     Tsc {
-        multiplier: product.min(u64::MAX.into()) as u64,
+        multiplier: product.clamp(1, u64::MAX.into()) as u64,
         offset: (scaled as u64).wrapping_add(tsc12.offset),
     }
 }

@@ -7,7 +7,7 @@ use super::slab::NIL;
 use super::state::{Inner, Kind, New, Source, Trust};
 use super::zap::Zap;
 use crate::debt::TlbDebt;
-use crate::format::{Entry, Format, Mapping};
+use crate::format::{Entry, Format, Mapping, Perms};
 use crate::walk12::Entry12;
 use addr::GuestMemory;
 
@@ -152,7 +152,12 @@ impl<F: Format> Inner<F> {
         let table = &self.tables[id];
         let key = &self.roots[table.root].key;
         let new = key.paging().decode(raw, table.level, slot % 2 == 1);
-        let rights = |old, new, entry| if old == new { Revision::Same } else { Revision::Rights(entry) };
+        // Execute-only and readable pages have nothing in common.
+        let rights = |old, new: Perms, entry| match new {
+            _ if old == new => Revision::Same,
+            _ if new.is_empty() => Revision::Drop,
+            _ => Revision::Rights(entry),
+        };
         match (self.entry(host, id, slot), new) {
             (Entry::Leaf(old), Entry12::Leaf(leaf))
                 if leaf.user && leaf.accessed && leaf.gpa == self.leaf_gpa(host, id, slot) =>

@@ -1,6 +1,8 @@
-//! The four formats of page tables that an L1 may use for its nested paging, as tables of masks.
-//! AMD64 APM vol. 2, "Legacy-Mode Page Translation", "Long-Mode Page Translation".
+//! The formats of page tables that an L1 may use for its nested paging, as tables of masks.
+//! AMD64 APM vol. 2, "Legacy-Mode Page Translation", "Long-Mode Page Translation"; SDM vol. 3, "EPT Translation
+//! Mechanism", "EPT Misconfigurations".
 
+use super::Access;
 use crate::Perms;
 use addr::{Frame, Gpa, GuestPage, GuestPhys, Ngpa, PageSize};
 
@@ -15,8 +17,13 @@ pub enum Shape {
     FourLevel,
     /// Long mode, five levels.
     FiveLevel,
+    /// Intel's EPT, four levels.
+    Ept,
 }
 
+/// Accessed and dirty flags of EPT.
+const EPT_A: u64 = 1 << 8;
+const EPT_D: u64 = 1 << 9;
 const P: u64 = 1 << 0;
 const W: u64 = 1 << 1;
 const U: u64 = 1 << 2;
@@ -45,6 +52,10 @@ pub struct Paging12 {
     maxphyaddr: u8,
     /// Bits that must be zero in every entry: follows from the above. Zero in 32-bit entries.
     always_zero: u64,
+    /// EPT only: entries may allow execution alone.
+    execute_only: bool,
+    /// Walks set accessed and dirty flags. For EPT it is EPTP that says so.
+    marks: bool,
 }
 
 /// An entry that points to a table.
@@ -82,7 +93,7 @@ pub struct Leaf12 {
 pub enum Entry12 {
     /// P is clear.
     Empty,
-    /// P and a reserved bit are set.
+    /// P and a reserved bit are set; EPT: misconfigured.
     Reserved,
     /// Points to a table.
     Table(Next12),
@@ -112,7 +123,31 @@ impl Paging12 {
             Shape::Pae => high | bits(62, 52) | if nx { 0 } else { NX },
             _ => high | if nx { 0 } else { NX },
         };
-        Self { shape, pse, nx, smep, pages_1g: pages_1g && lma, maxphyaddr, always_zero }
+        let pages_1g = pages_1g && lma;
+        Self { shape, pse, nx, smep, pages_1g, maxphyaddr, always_zero, execute_only: false, marks: true }
+    }
+
+    /// The regime of an EPT pointer that passed the checks of VM entry. `maxphyaddr` is what L1's CPUID says,
+    /// `pages_1g` and `execute_only` what its IA32_VMX_EPT_VPID_CAP says (bits 17 and 0).
+    pub const fn from_eptp(eptp: u64, maxphyaddr: u8, pages_1g: bool, execute_only: bool) -> Self {
+        let maxphyaddr = if maxphyaddr < 32 {
+            32
+        } else if maxphyaddr > 52 {
+            52
+        } else {
+            maxphyaddr
+        };
+        Self {
+            shape: Shape::Ept,
+            pse: false,
+            nx: false,
+            smep: false,
+            pages_1g,
+            maxphyaddr,
+            always_zero: if maxphyaddr < 52 { bits(51, maxphyaddr as u32) } else { 0 },
+            execute_only,
+            marks: eptp & 1 << 6 != 0,
+        }
     }
 
     /// Levels and entry width.
@@ -124,7 +159,7 @@ impl Paging12 {
         match self.shape {
             Shape::TwoLevel => 2,
             Shape::Pae => 3,
-            Shape::FourLevel => 4,
+            Shape::FourLevel | Shape::Ept => 4,
             Shape::FiveLevel => 5,
         }
     }
@@ -132,13 +167,25 @@ impl Paging12 {
     pub const fn input_bits(&self) -> u32 {
         match self.shape {
             Shape::TwoLevel | Shape::Pae => 32,
-            Shape::FourLevel => 48,
+            Shape::FourLevel | Shape::Ept => 48,
             Shape::FiveLevel => 57,
         }
     }
     /// Whether faults report instruction fetches: with no-execute or SMEP.
     pub(super) const fn reports_fetch(&self) -> bool {
         self.nx || self.smep
+    }
+
+    /// Whether it is Intel's.
+    pub(super) const fn is_ept(&self) -> bool {
+        matches!(self.shape, Shape::Ept)
+    }
+    /// The rights that `access` needs of L1's tables. EPT lets fetches from pages that can't be read.
+    pub(super) const fn needs(&self, access: Access) -> Perms {
+        match (self.shape, access.fetch) {
+            (Shape::Ept, true) => Perms::X,
+            _ => access.needs(),
+        }
     }
 
     /// Offset of the entry for `ngpa` from the start of its table, bytes.
@@ -171,6 +218,8 @@ impl Paging12 {
     pub(super) const fn marked(&self, raw: u64, level: u8, dirty: bool) -> u64 {
         match (self.shape, level) {
             (Shape::Pae, 3) => raw,
+            (Shape::Ept, _) if !self.marks => raw,
+            (Shape::Ept, _) => raw | EPT_A | if dirty { EPT_D } else { 0 },
             _ => raw | A | if dirty { D } else { 0 },
         }
     }
@@ -215,6 +264,9 @@ impl Paging12 {
     /// picks the half of a 4 MiB page.
     #[inline(always)]
     pub fn decode(&self, raw: u64, level: u8, odd: bool) -> Entry12 {
+        if self.is_ept() {
+            return self.decode_ept(raw, level);
+        }
         if raw & P == 0 {
             return Entry12::Empty;
         }
@@ -237,5 +289,41 @@ impl Paging12 {
         };
         let gpa = self.page_address(raw, level, odd);
         Entry12::Leaf(Leaf12 { gpa, size, perms, user, accessed, dirty: raw & D != 0 })
+    }
+
+    /// An EPT entry. "EPT Misconfigurations": write without read, execute alone where that is not offered, a
+    /// reserved bit, a memory type that does not exist. Without accessed and dirty flags everything counts as
+    /// marked: there is nothing to see.
+    fn decode_ept(&self, raw: u64, level: u8) -> Entry12 {
+        let perms = Perms::from_bits(raw as u8);
+        if perms.is_empty() {
+            return Entry12::Empty;
+        }
+        let leaf = level == 1 || raw & PS != 0 && (level == 2 || level == 3 && self.pages_1g);
+        let zero = match (level, leaf) {
+            (1, _) => 0,
+            (2, true) => bits(20, 12),
+            (_, true) => bits(29, 12),
+            // A pointer has neither memory type nor, where no page can be, bit 7.
+            (_, false) => bits(7, 3),
+        };
+        let unreadable = !perms.contains(Perms::R) && (perms.contains(Perms::W) || !self.execute_only);
+        let no_type = leaf && matches!(raw >> 3 & 7, 2 | 3 | 7);
+        if raw & (zero | self.always_zero) != 0 || unreadable || no_type {
+            return Entry12::Reserved;
+        }
+        let accessed = !self.marks || raw & EPT_A != 0;
+        if !leaf {
+            let frame = Gpa::new(raw & FRAME).frame();
+            return Entry12::Table(Next12 { frame, perms, user: true, accessed });
+        }
+        let size = match level {
+            1 => PageSize::Size4K,
+            2 => PageSize::Size2M,
+            _ => PageSize::Size1G,
+        };
+        let dirty = !self.marks || raw & EPT_D != 0;
+        let gpa = self.page_address(raw, level, false);
+        Entry12::Leaf(Leaf12 { gpa, size, perms, user: true, accessed, dirty })
     }
 }

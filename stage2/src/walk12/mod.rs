@@ -1,6 +1,6 @@
-//! The software walk of a nested page table that L1 wrote (NPT12): L2's physical addresses to L1's.
+//! The software walk of a nested page table that L1 wrote (NPT12, EPT12): L2's physical addresses to L1's.
 //!
-//! Its format is that of ordinary page tables as L1's own control registers chose it at VMRUN, and it is
+//! NPT12 has the format of ordinary page tables as L1's own control registers chose it at VMRUN, and is
 //! walked as user accesses, whatever L2's privilege. AMD64 APM vol. 2, "Nested Paging" (nested table walk,
 //! nested versus guest page faults) and "Page Translation and Protection".
 //!
@@ -34,6 +34,23 @@ pub mod info1 {
     pub const TABLE: u64 = 1 << 33;
 }
 
+/// The exit qualification of an EPT violation, as far as it speaks of the access and of L1's tables. SDM vol. 3,
+/// "Exit Qualification for EPT Violations".
+pub mod qualification {
+    /// A data read.
+    pub const READ: u64 = 1 << 0;
+    /// A data write, or, with accessed and dirty flags, an access to L2's page tables.
+    pub const WRITE: u64 = 1 << 1;
+    /// An instruction fetch.
+    pub const FETCH: u64 = 1 << 2;
+    /// Shift of the rights (R, W, X) that all entries of the walk leave; 0 where one is not present.
+    pub const RIGHTS: u32 = 3;
+    /// The guest-linear address is valid.
+    pub const LINEAR: u64 = 1 << 7;
+    /// The access was to the translated linear address, not to L2's page tables. Counts with [`LINEAR`] only.
+    pub const FINAL: u64 = 1 << 8;
+}
+
 /// An access of L2's to its physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
@@ -59,6 +76,11 @@ impl Access {
         let table_walk = info & info1::TABLE != 0;
         Self { write: info & info1::W != 0, fetch: info & info1::ID != 0 && !table_walk, table_walk }
     }
+    /// The access that the exit qualification of an EPT violation on `s2_02` describes.
+    pub const fn from_qualification(q: u64) -> Self {
+        let table_walk = q & (qualification::LINEAR | qualification::FINAL) == qualification::LINEAR;
+        Self { write: q & qualification::WRITE != 0, fetch: q & qualification::FETCH != 0, table_walk }
+    }
     /// The rights it needs.
     pub const fn needs(self) -> Perms {
         let bits = Perms::R.bits()
@@ -68,7 +90,7 @@ impl Access {
     }
 }
 
-/// Where a walk starts: `nCR3`, without the bits that its format ignores.
+/// Where a walk starts: `nCR3` or EPTP, without the bits that its format ignores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Root12 {
     base: Gpa,
@@ -83,7 +105,7 @@ impl Root12 {
         let mask = match paging.shape() {
             Shape::TwoLevel => 0xffff_f000,
             Shape::Pae => 0xffff_ffe0,
-            Shape::FourLevel | Shape::FiveLevel => 0x000f_ffff_ffff_f000,
+            Shape::FourLevel | Shape::FiveLevel | Shape::Ept => 0x000f_ffff_ffff_f000,
         };
         Self { base: Gpa::new(ncr3 & mask), paging }
     }
@@ -141,13 +163,16 @@ impl Mapped {
     }
 }
 
-/// A nested page fault that belongs to L1.
+/// A nested page fault, EPT violation or EPT misconfiguration that belongs to L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// EXITINFO2: the L2-physical address.
+    /// EXITINFO2, or the guest-physical address of the exit: the L2-physical address.
     pub ngpa: Ngpa,
-    /// EXITINFO1, computed from the walk (bits as in [`info1`]), never the hardware's about `s2_02`.
+    /// Computed from the walk, never the hardware's about `s2_02`. NPT: EXITINFO1 (bits as in [`info1`]). EPT:
+    /// the exit qualification (bits as in [`qualification`]), without those that only hardware knows.
     pub info1: u64,
+    /// EPT: an entry is misconfigured.
+    pub misconfigured: bool,
 }
 
 /// Why a walk gave no address.
@@ -201,7 +226,7 @@ fn read_entries<M: GuestMemory>(
     access: Access,
 ) -> Result<(Pages<M::Page>, Mapped), WalkError> {
     let paging = &root.paging;
-    let fault = |found: u64| WalkError::Violation(violation(paging, ngpa, access, found));
+    let fault = |found: u64, left| WalkError::Violation(violation(paging, ngpa, access, found, left));
     let none = Visit { frame: Frame::new(0), offset: 0, level: 0, raw: 0, perms: Perms::NONE, leaf: false };
     let mut mapped = Mapped {
         gpa: Gpa::ZERO,
@@ -213,7 +238,7 @@ fn read_entries<M: GuestMemory>(
     };
     let mut pages = [const { None }; 5];
     if ngpa.raw() >> paging.input_bits() != 0 {
-        return Err(fault(0));
+        return Err(fault(0, Perms::NONE));
     }
     let (mut base, mut user) = (root.base, true);
     for (i, level) in (1..=paging.levels()).rev().enumerate() {
@@ -221,12 +246,12 @@ fn read_entries<M: GuestMemory>(
         let frame = base.frame();
         // A table where there is no memory: on the bare machine the bus answers all ones, so reserved
         // bits are set.
-        let page = mem.pin(frame).map_err(|GuestFault { .. }| fault(info1::P | info1::RSV))?;
+        let page = mem.pin(frame).map_err(|GuestFault { .. }| fault(info1::P | info1::RSV, Perms::NONE))?;
         let raw = paging.read(&page, offset);
         let visit = Visit { frame, offset: offset as u16, level, raw, ..none };
         let (perms, leaf) = match paging.decode(raw, level, ngpa.raw() & (1 << 21) != 0) {
-            Entry12::Empty => return Err(fault(0)),
-            Entry12::Reserved => return Err(fault(info1::P | info1::RSV)),
+            Entry12::Empty => return Err(fault(0, Perms::NONE)),
+            Entry12::Reserved => return Err(fault(info1::P | info1::RSV, Perms::NONE)),
             Entry12::Table(next) => {
                 base = next.frame.start();
                 user &= next.user;
@@ -244,8 +269,8 @@ fn read_entries<M: GuestMemory>(
             mapped.depth = i as u8 + 1;
         }
         if let Some(leaf) = leaf {
-            if !user || !mapped.perms.contains(access.needs()) {
-                return Err(fault(info1::P));
+            if !user || !mapped.perms.contains(paging.needs(access)) {
+                return Err(fault(info1::P, mapped.perms));
             }
             let within = ngpa.raw() & (leaf.size.bytes() - 1);
             (mapped.gpa, mapped.size) = (leaf.gpa.wrapping_add(within), leaf.size);
@@ -274,14 +299,22 @@ fn set_marks<P: GuestPage>(root: &Root12, pages: &Pages<P>, mapped: &mut Mapped,
     true
 }
 
-/// `found`: P and RSV as the walk found them. ID is reported only where L1's own regime has a use for it.
-/// APM vol. 2, "Page-Fault Exception (#PF)".
-fn violation(paging: &Paging12, ngpa: Ngpa, access: Access, found: u64) -> Violation {
+/// `found`: P and RSV as the walk found them; `left`: the rights that all entries leave. ID is reported only
+/// where L1's own regime has a use for it. APM vol. 2, "Page-Fault Exception (#PF)".
+fn violation(paging: &Paging12, ngpa: Ngpa, access: Access, found: u64, left: Perms) -> Violation {
     let on = |condition, bit| if condition { bit } else { 0 };
+    if paging.is_ept() {
+        let reads = !access.fetch && (!access.write || access.table_walk);
+        let info1 = on(reads, qualification::READ)
+            | on(access.write, qualification::WRITE)
+            | on(access.fetch, qualification::FETCH)
+            | u64::from(left.bits()) << qualification::RIGHTS;
+        return Violation { ngpa, info1, misconfigured: found & info1::RSV != 0 };
+    }
     let info1 = found
         | info1::U
         | on(access.write, info1::W)
         | on(access.fetch && paging.reports_fetch(), info1::ID)
         | if access.table_walk { info1::TABLE } else { info1::FINAL };
-    Violation { ngpa, info1 }
+    Violation { ngpa, info1, misconfigured: false }
 }

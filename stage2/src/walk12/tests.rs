@@ -1,5 +1,7 @@
 //! The walk against the manual's tables, and against an L1 that writes under it.
 
+mod ept;
+
 use super::*;
 use addr::testing::{HeapMemory, HeapPage};
 use core::cell::Cell;

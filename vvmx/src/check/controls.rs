@@ -83,6 +83,9 @@ rules! {
         /// must each satisfy the following checks".
         ShadowBitmapAddress => x.v.secondary(secondary::VMCS_SHADOWING)
             && (x.misplaced(Field::VMREAD_BITMAP, 4096) || x.misplaced(Field::VMWRITE_BITMAP, 4096));
+        /// "If the “use TSC scaling” VM-execution control is 1, the TSC-multiplier must not be 0."
+        TscMultiplierZero =>
+            x.v.secondary(secondary::TSC_SCALING) && x.get(Field::TSC_MULTIPLIER) == 0;
         /// "Reserved bits in the primary VM-exit controls must be set properly."
         ExitReserved => !x.caps.msrs.exit.allows(x.get32(Field::EXIT_CONTROLS));
         /// "If the “activate VMX-preemption timer” VM-execution control is 0, the “save VMX-preemption timer

@@ -104,6 +104,7 @@ const CASES: &[(Refusal, Edits)] = &[
     ),
     (Controls(C::ShadowBitmapAddress), &[(SEC_C, EPT | 1 << 14), (Field::VMREAD_BITMAP, 8)]),
     (Controls(C::ShadowBitmapAddress), &[(SEC_C, EPT | 1 << 14), (Field::VMWRITE_BITMAP, HIGH)]),
+    (Controls(C::TscMultiplierZero), &[(SEC_C, EPT | 1 << 25), (Field::TSC_MULTIPLIER, 0)]),
     (Controls(C::ExitReserved), &[(EXIT_C, EXIT & !1)]),
     (Controls(C::SaveTimerWithoutTimer), &[(EXIT_C, EXIT | 1 << 22)]),
     (Controls(C::ExitStoreList), &[(Field::VM_EXIT_MSR_STORE_COUNT, 1), (Field::VM_EXIT_MSR_STORE_ADDR, 8)]),

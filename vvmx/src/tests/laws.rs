@@ -359,6 +359,15 @@ proptest! {
     }
 }
 
+/// Else an L1 with a tiny multiplier would make the processor refuse vmcs02.
+#[test]
+fn no_composed_multiplier_is_zero() {
+    let half = Tsc { multiplier: ONE / 2, offset: 0 };
+    assert_eq!(compose(half, Some(Tsc { multiplier: 1, offset: 5 })).multiplier, 1);
+    let most = Tsc { multiplier: u64::MAX, offset: 0 };
+    assert_eq!(compose(most, Some(most)).multiplier, u64::MAX);
+}
+
 #[test]
 fn the_preemption_timer_counts_in_its_own_ticks() {
     let deadline = Deadline::new(10, 0x1001, 5);

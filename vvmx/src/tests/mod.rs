@@ -5,12 +5,17 @@ extern crate std;
 mod bitmap;
 mod caps;
 mod check;
+mod ept;
+mod events;
 mod field;
 mod insn;
 mod laws;
+mod msr_list;
 mod reflect;
 mod regressions;
 mod route;
+mod shadowing;
+mod vpid;
 
 use crate::bitmap::Maps12;
 use crate::bits::{basic, ept_cap, exit, reg::*};
@@ -283,9 +288,12 @@ impl Rig {
     }
     pub fn merge(&mut self, accepted: &Accepted) -> Merged {
         self.hw.current = accepted.slot;
-        let slot = self.nested.slot_mut(accepted.slot);
-        let c12 = slot.c12.as_mut().unwrap();
-        merge(c12, &self.l0, &self.l1, None, accepted.pdptes, &mut slot.mirror, &mut self.hw)
+        let (l0, l1, hw) = (self.l0, self.l1, &mut self.hw);
+        let mut merged = None;
+        self.nested.merge(accepted, |c12, mirror| {
+            merged = Some(merge(c12, &l0, &l1, None, accepted.pdptes, mirror, hw));
+        });
+        merged.expect("a checked vmcs12")
     }
     /// VMLAUNCH or VMRESUME, whichever is due, up to the first instruction of L2.
     pub fn run(&mut self) {

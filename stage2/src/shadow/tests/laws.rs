@@ -23,12 +23,26 @@ const TABLES: core::ops::Range<u64> = 0..12;
 
 pub(super) fn regime(shape: Shape) -> Paging12 {
     let (cr4, efer) = match shape {
+        Shape::Ept => return Paging12::from_eptp(0x5e, 40, true, false),
         Shape::TwoLevel => (1 << 4, 0),
         Shape::Pae => (1 << 5, 1 << 11),
         Shape::FourLevel => (1 << 5, 3 << 10),
         Shape::FiveLevel => (1 << 5 | 1 << 12, 3 << 10),
     };
     Paging12::from_host(cr4, efer, 40, true)
+}
+
+/// An entry spelled as `shape` does: EPT has no P and no NX, and its A and D are elsewhere.
+fn spelled(shape: Shape, entry: u64) -> u64 {
+    let on = |bit, to| if entry & bit != 0 { to } else { 0 };
+    match shape {
+        Shape::Ept if entry & P == 0 => entry & !7,
+        Shape::Ept => {
+            let flags = P | W | U | A | D | NX;
+            entry & !flags | P | entry & W | on(A, 0x100) | on(D, 0x200) | if entry & NX == 0 { 4 } else { 0 }
+        }
+        _ => entry,
+    }
 }
 
 fn is_2(shape: Shape) -> bool {
@@ -118,11 +132,11 @@ impl Step {
         };
         match *self {
             Self::L1Write { vcpu, frame, slot, entry } => {
-                w.l1_write(vcpu, at(frame, slot), entry, whim);
+                w.l1_write(vcpu, at(frame, slot), spelled(shape, entry), whim);
             }
             Self::L2 { vcpu, ngpa, access, value } => {
                 let ngpa = w.ngpas[ngpa % w.ngpas.len()];
-                let value = value.filter(|_| access.write);
+                let value = value.filter(|_| access.write).map(|v| spelled(shape, v));
                 let _ = w.l2_access(vcpu, ngpa, access, value, whim);
             }
             Self::Flush { vcpu } => w.flush(vcpu, |_| {}),
@@ -137,7 +151,7 @@ impl Step {
                 if whim < 4 {
                     flush(w);
                 }
-                w.l1_write(other, at(frame, slot), entry, whim);
+                w.l1_write(other, at(frame, slot), spelled(shape, entry), whim);
                 if whim >= 4 {
                     flush(w);
                 }
@@ -172,7 +186,8 @@ pub(super) fn planted(shape: Shape, choice: u64, quota: u32) -> World {
                 let next = if level == 1 { 12 + 2 * (i as u64) + pick } else { 3 + 2 * depth + pick };
                 let pointer = shape == Shape::Pae && depth == 0;
                 let offset = offset + if pointer { table * 0x20 } else { 0 };
-                w.poke(table << 12 | offset, next << 12 | if pointer { P } else { P | W | U });
+                let flags = if pointer { P } else { P | W | U };
+                w.poke(table << 12 | offset, spelled(shape, next << 12 | flags));
             }
         }
     }
@@ -183,7 +198,9 @@ pub(super) fn planted(shape: Shape, choice: u64, quota: u32) -> World {
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
-    prop_oneof![3 => Just(Shape::FourLevel), 1 => Just(Shape::Pae), 1 => Just(Shape::TwoLevel)]
+    prop_oneof![
+        3 => Just(Shape::FourLevel), 2 => Just(Shape::Ept), 1 => Just(Shape::Pae), 1 => Just(Shape::TwoLevel)
+    ]
 }
 
 proptest! {
@@ -218,7 +235,7 @@ proptest! {
         let mut w = planted(shape, choice, 0);
         let offsets = offsets(shape);
         for (frame, slot, entry) in writes {
-            w.poke(frame << 12 | offsets[slot % offsets.len()], entry);
+            w.poke(frame << 12 | offsets[slot % offsets.len()], spelled(shape, entry));
         }
         for frame in holes {
             w.unmap(frame);

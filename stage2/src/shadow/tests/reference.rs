@@ -59,6 +59,28 @@ fn raw_walk(
         return done((pte & 0xffff_f000) | n & 0xfff, w && pte & 2 != 0, true, user && pte & 4 != 0);
     }
     let read = |at: u64| mem.pin(Gpa::new(at).frame()).map(|p| p.read_u64(at as usize & 0xfff));
+    if paging.shape() == Shape::Ept {
+        let (mut table, mut left) = (ncr3 & 0xf_ffff_ffff_f000, 7);
+        for level in (1..=4u32).rev() {
+            let shift = 12 + 9 * (level - 1);
+            let e = read(table + ((n >> shift) & 511) * 8).map_err(|_| 9u64)?;
+            if e & 7 == 0 {
+                return Err(0);
+            }
+            let leaf = level == 1 || e & 0x80 != 0 && level < 4;
+            let zero = 0xf_ff00_0000_0000 | if !leaf { 0xf8 } else { (1 << shift) - 0x1000 };
+            if e & zero != 0 || e & 1 == 0 || leaf && [2, 3, 7].contains(&(e >> 3 & 7)) {
+                return Err(9);
+            }
+            left &= e & 7;
+            let next = e & 0xf_ffff_ffff_f000;
+            if leaf {
+                let within = (1u64 << shift) - 1;
+                return done(next & !within | n & within, left & 2 != 0, left & 4 != 0, true);
+            }
+            table = next;
+        }
+    }
     let pae = paging.shape() == Shape::Pae;
     let mut table = if pae { ncr3 & 0xffff_ffe0 } else { ncr3 & 0xf_ffff_ffff_f000 };
     for level in (1..=if pae { 3u32 } else { 4 }).rev() {
