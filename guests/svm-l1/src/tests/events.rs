@@ -295,22 +295,27 @@ fn physical(r: &mut Runner<'_>) {
         check_eq!("interrupts in L1", (early, trap::take_count(VECTOR)), (0, 0));
         Ok(())
     });
-    r.case("intr", "behind_a_shadow_that_ends_in_a_fault", Some("the shadow does not hold interrupts"), || {
-        // The fault is delivered with L2's own flags; the interrupt comes before its handler's first instruction.
-        let at = code!("ud2");
-        let mut l2 = L2::new(at);
-        l2.vmcb.set(INT_CTL, int_ctl::MASKING);
-        l2.vmcb.set(INT_SHADOW, 1);
-        with_pending(&mut l2, true);
-        apic::eoi();
-        handled(&l2, VECTOR.into())?;
-        let inner = l2.vmcb.get(RSP);
-        let outer = peek(inner + 24);
-        check_eq!("flags of both frames", (peek(inner + 16) & TF, peek(outer + 16) & TF), (0, 0));
-        check_eq!("RIP of #UD", peek(outer), at);
-        trap::take_count(VECTOR);
-        Ok(())
-    });
+    r.case(
+        "intr",
+        "behind_a_shadow_that_ends_in_a_fault",
+        Some("the shadow does not hold interrupts"),
+        || {
+            // The fault is delivered with L2's own flags; the interrupt comes before its handler's first instruction.
+            let at = code!("ud2");
+            let mut l2 = L2::new(at);
+            l2.vmcb.set(INT_CTL, int_ctl::MASKING);
+            l2.vmcb.set(INT_SHADOW, 1);
+            with_pending(&mut l2, true);
+            apic::eoi();
+            handled(&l2, VECTOR.into())?;
+            let inner = l2.vmcb.get(RSP);
+            let outer = peek(inner + 24);
+            check_eq!("flags of both frames", (peek(inner + 16) & TF, peek(outer + 16) & TF), (0, 0));
+            check_eq!("RIP of #UD", peek(outer), at);
+            trap::take_count(VECTOR);
+            Ok(())
+        },
+    );
     r.case("nmi", "exits", None, || {
         let mut l2 = L2::new(spin);
         l2.intercept(exit::NMI);
