@@ -101,9 +101,10 @@ pub fn handle(frame: &Frame) {
     match then(config::options().nmi) {
         Then::Nothing => {}
         Then::Log => log::error!("NMI, {source}, at {:#x}: there is no dom0 to tell", frame.rip),
-        Then::Stop => {
-            panic!("NMI, {source} (port 61h: {status:#x}); `nmi=ignore` goes on after one\n{frame}")
-        }
+        Then::Stop => crate::report::exception(
+            frame,
+            format_args!("NMI, {source} (port 61h: {status:#x}); `nmi=ignore` goes on after one"),
+        ),
     }
 }
 
