@@ -8,16 +8,17 @@ use crate::start::config;
 use crate::trap::Frame;
 use boot::cmdline::UnknownNmi;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
-static STOPPING: AtomicBool = AtomicBool::new(false);
+/// The CPU that stops the others, plus 1.
+static STOPPER: AtomicU32 = AtomicU32::new(0);
 
 /// NMI status and control (Intel I/O controller hub datasheets, "NMI_SC: NMI Status and Control Register").
 const STATUS: u16 = 0x61;
 
-/// From now on every NMI stops the CPU that gets it.
+/// From now on every NMI stops the CPU that gets it, but for this one, which has a report to finish.
 pub fn stop_others() {
-    STOPPING.store(true, Ordering::SeqCst);
+    STOPPER.store(percpu::this().index + 1, Ordering::SeqCst);
     crate::smp::nmi_others();
 }
 
@@ -83,7 +84,11 @@ const fn then(policy: UnknownNmi) -> Then {
 
 /// Handles an NMI.
 pub fn handle(frame: &Frame) {
-    if STOPPING.load(Ordering::SeqCst) {
+    let stopper = STOPPER.load(Ordering::SeqCst);
+    if stopper == percpu::this().index + 1 {
+        return;
+    }
+    if stopper != 0 {
         // Where it was is for the report of the CPU that stops it.
         percpu::this().stopped.store(core::ptr::from_ref(frame) as u64, Ordering::Release);
         instr::halt_forever();

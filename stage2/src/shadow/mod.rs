@@ -378,6 +378,13 @@ impl<F: Format> ShadowCache<F> {
         debt
     }
 
+    /// The end of a domain whose vCPUs are gone: no table stays, whoever held a root of it.
+    pub fn destroy(self, host: &impl Host) -> TlbDebt {
+        let mut debt = TlbDebt::none();
+        self.with(|inner| inner.destroy(host, &mut debt));
+        debt
+    }
+
     /// Counters.
     pub fn stats(&self) -> Stats {
         self.inner.lock().stats()

@@ -138,6 +138,15 @@ impl<F: Format> Inner<F> {
         }
     }
 
+    /// Drops all roots, also those that somebody was about to use.
+    pub fn destroy(&mut self, host: &impl Host, debt: &mut TlbDebt) {
+        for index in 0..self.roots.bound() {
+            if self.roots.get(index).is_some() {
+                self.drop_root(host, index, debt);
+            }
+        }
+    }
+
     fn oldest_idle(&self) -> Option<u32> {
         let idle = self.roots.iter().filter(|(_, root)| root.users == 0 && root.top != NIL);
         idle.min_by_key(|(_, root)| root.stamp).map(|(index, _)| index)

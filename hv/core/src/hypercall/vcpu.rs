@@ -139,6 +139,6 @@ fn register_info<A: Arch>(
     if !own && vcpu.is_up() {
         return Err(Errno::EINVAL);
     }
-    let page = vcpu.domain().memory.pin(Frame::new(mfn)).map_err(|_| Errno::EINVAL)?;
+    let page = vcpu.domain().memory.pin(Frame::new(mfn.min(1 << 40))).map_err(|_| Errno::EINVAL)?;
     if vcpu.register_info(VcpuInfo { page, offset }) { Ok(0) } else { Err(Errno::EINVAL) }
 }

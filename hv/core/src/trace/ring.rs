@@ -169,7 +169,7 @@ impl<const N: usize> TraceRing<N> {
             let slot = &self.slots[at as usize & (N - 1)];
             let words = core::array::from_fn(|i| slot[i].load(Ordering::Acquire));
             // The writer may be filling slot `pushed` now: a record a whole lap behind it is suspect.
-            (self.pushed() - at < len).then(|| Record::decode(words))
+            self.pushed().checked_sub(at).is_some_and(|newer| newer < len).then(|| Record::decode(words))
         })
     }
 }

@@ -62,8 +62,10 @@ impl Late {
 
     /// Gives out all there is, line by line. By one at a time: the holder of the console. `false`: somebody is just
     /// putting a record aside, perhaps the very code that an interrupt handler has interrupted; who does that looks
-    /// after it that it is shown.
+    /// after it that it is shown. Also after as much as the buffer holds, as others may fill it as fast as this shows
+    /// it: the rest comes with the next record, or when CPU 0's timer looks.
     pub(super) fn drain(&self, mut show: impl FnMut(fmt::Arguments<'_>)) -> bool {
+        let mut left = BYTES;
         while self.any.swap(false, SeqCst) {
             // An interrupt handler may push while a chunk is shown: the buffer is not held for that.
             let mut chunk = [0; 256];
@@ -75,8 +77,13 @@ impl Late {
                 if n == 0 {
                     break;
                 }
+                left = left.saturating_sub(n);
                 let whole = core::str::from_utf8(&chunk[..n]).unwrap_or("?");
                 whole.lines().for_each(|line| show(format_args!("{line}")));
+                if left == 0 {
+                    self.any.store(true, SeqCst);
+                    return false;
+                }
             }
             match self.lost.swap(0, SeqCst) {
                 0 => {}

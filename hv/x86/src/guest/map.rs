@@ -201,7 +201,8 @@ impl<T: TableMemory> GuestMap<T> {
         Ok(debt)
     }
 
-    /// Changes the rights of the frame at `at`, if `may` agrees with what is there.
+    /// Changes the rights of the frame at `at`. An error if `may` does not agree with what is there: whoever wants a
+    /// page protected must know when it is not.
     pub fn protect(
         &self,
         at: Frame<GuestPhys>,
@@ -212,7 +213,7 @@ impl<T: TableMemory> GuestMap<T> {
         let foreign = self.change.lock();
         // A granted page has the rights that were granted.
         if foreign.contains_key(&at.number()) || !self.frame_at(at).is_some_and(may) {
-            return Ok(TlbDebt::none());
+            return Err(MapError::OutOfRange.into());
         }
         self.radix().protect(&self.tables, range, perms)
     }
@@ -396,10 +397,7 @@ mod tests {
         assert!(matches!(map.put_foreign(at, granted), Err(Refused::Taken)));
         assert!(matches!(map.put(at, frame(7)), Err(Refused::Taken)));
         assert!(matches!(map.take(at, None), Err(Refused::Taken)));
-        assert!(
-            map.protect(at, Perms::RW, |_| true).unwrap().is_none(),
-            "keeps the rights that were granted"
-        );
+        assert!(map.protect(at, Perms::RW, |_| true).is_err(), "keeps the rights that were granted");
         assert_eq!(map.translate(at.start()).unwrap().perms, Perms::R);
         assert!(matches!(map.take_foreign(at, frame(7), || ()), Err(Refused::Taken)));
         let debt = map.take_foreign(at, frame(9), || assert!(map.change.is_locked())).unwrap();

@@ -420,7 +420,7 @@ impl Drop for GuestRam {
         // No vCPU of the domain can run any more: it holds this memory.
         if let Some(shadow) = self.shadow.take() {
             let env = Env { tables: self.map.tables(), l1: &*self, p2m: &*self, guard: &*self };
-            let debt = shadow.clear(&env);
+            let debt = shadow.destroy(&env);
             debt.settle(self.map.tables(), Paid::flushed());
         }
         // Core has given all of them back before it lets go of the domain; but one that was left must not be taken for

@@ -45,6 +45,13 @@ impl World {
 }
 
 #[test]
+fn a_domains_end_frees_roots_that_its_vcpus_had() {
+    let mut w = simple();
+    w.go(0, 0x123, Access::READ).unwrap();
+    w.end_with_roots_held();
+}
+
+#[test]
 fn the_first_write_is_seen_in_the_dirty_bit() {
     let mut w = simple();
     assert_eq!(w.go(0, 0x123, Access::READ), Ok(12 << 12 | 0x123));

@@ -408,6 +408,19 @@ impl World {
         page.read_u64(gpa as usize & 0xff8)
     }
 
+    /// Ends as a domain does whose vCPUs had roots, and checks that nothing is lost.
+    pub fn end_with_roots_held(mut self) {
+        self.pay_pending();
+        assert!(self.vcpus.iter().any(|vcpu| vcpu.root.is_some()));
+        let format = Npt::four_level(PageSize::Size1G);
+        let cache = core::mem::replace(&mut self.cache, ShadowCache::new(format, 1));
+        let debt = cache.destroy(&host!(self));
+        self.pay(debt);
+        let Self { p2m, tables, .. } = self;
+        p2m.destroy().settle(&tables, Paid::flushed());
+        assert_eq!(tables.used(), 0);
+    }
+
     /// Gives everything back and checks that nothing is lost.
     pub fn tear_down(mut self) {
         self.pay_pending();

@@ -9,7 +9,7 @@ use crate::svm::vcpu::VcpuState;
 use crate::svm::{entry, exit, switch};
 use addr::Gpa;
 use vsvm::insn::{self, Context, Fault};
-use vsvm::layout::ExitCode;
+use vsvm::layout::{Event, ExitCode};
 
 /// The instruction that an exit code announces.
 fn named(code: ExitCode) -> Option<(insn::Insn, Insn)> {
@@ -27,7 +27,7 @@ fn named(code: ExitCode) -> Option<(insn::Insn, Insn)> {
 
 /// rAX, cut to the address size of the present mode.
 fn operand(run: &Run<'_>) -> u64 {
-    let vmcb = &run.state.vmcb01;
+    let vmcb = run.state.cur();
     match VcpuState::code_size(vmcb) {
         CodeSize::Bits64 => vmcb.save.rax,
         CodeSize::Bits32 => vmcb.save.rax & 0xffff_ffff,
@@ -92,7 +92,8 @@ pub(super) fn refused(run: &Run<'_>) -> Option<ExitCode> {
         (ExitCode::SKINIT, Insn::Skinit),
     ];
     let vmcb = run.state.cur();
-    if vmcb.control.exit_info_1 != 0 {
+    // With an error code, or on the way to a handler, it was not the instruction that was refused.
+    if vmcb.control.exit_info_1 != 0 || vmcb.control.exit_int_info & Event::VALID != 0 {
         return None;
     }
     let size = VcpuState::code_size(vmcb);
@@ -134,7 +135,7 @@ pub(super) fn l2_may(run: &Run<'_>, code: ExitCode) -> bool {
 
 fn allowed(run: &Run<'_>, insn: insn::Insn, rax: u64) -> Result<(), Fault> {
     let Some(nested) = run.vcpu.domain().arch.nested.as_ref() else { return Err(Fault::InvalidOpcode) };
-    let save = &run.state.vmcb01.save;
+    let save = &run.state.cur().save;
     let context = Context { efer: exit::efer(run), cr0: save.cr0, rflags: save.rflags, cpl: save.cpl, rax };
     insn::check(insn, &context, &nested.caps)
 }
