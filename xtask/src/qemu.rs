@@ -123,12 +123,11 @@ impl Machine {
         add(&["-smp", &self.smp.to_string(), "-m", &format!("{}M", self.memory)]);
         match self.accel {
             Accel::Kvm => add(&["-accel", "kvm"]),
-            // One thread for all CPUs: with one each, QEMU's log shows #VMEXITs of a CPU that is in no guest
-            // (docs/decisions/0010-one-emulator-thread.md). Counting instructions needs it anyway.
-            Accel::Tcg => add(&["-accel", "tcg,thread=single"]),
-        }
-        if self.accel == Accel::Tcg && self.icount {
-            add(&["-icount", "shift=0,sleep=off"]);
+            // Counting instructions needs one thread for all CPUs.
+            Accel::Tcg if self.icount => {
+                add(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"])
+            }
+            Accel::Tcg => add(&["-accel", "tcg"]),
         }
         // The serial line is the machine's only console. Neither the multiplexer's Ctrl-A nor Ctrl-C is QEMU's.
         add(&["-chardev", "stdio,id=serial,mux=off,signal=off", "-serial", "chardev:serial"]);
@@ -198,7 +197,6 @@ mod tests {
     #[test]
     fn the_console_leaves_every_key_to_the_guest() {
         let words = Machine::default().words();
-        assert!(has(&words, ["-accel", "tcg,thread=single"]));
         assert!(has(&words, ["-chardev", "stdio,id=serial,mux=off,signal=off"]));
         assert!(!words.iter().any(|w| w == "-icount" || w == "-gdb" || w == "-kernel"));
     }
