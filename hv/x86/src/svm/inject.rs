@@ -92,10 +92,9 @@ impl VcpuState {
             self.watch_iret(self.nmi_masked);
         }
         let open = self.vmcb01.save.rflags & reg::RFLAGS_IF != 0 && !shadow && gif && !occupied;
-        // While GIF is clear nothing can come in before STGI.
-        self.watch_stgi(
-            !gif && (self.init_held || self.lapic.nmi_pending() || self.wants_interrupt(callback)),
-        );
+        // While GIF is clear nothing can come in before STGI. Where the processor keeps it, it also holds back the
+        // window for interrupts, so these need no exit on STGI.
+        self.watch_stgi(!gif && (self.init_held || self.lapic.nmi_pending()));
         let mut window = Window::Closed;
         let mut tpr_watch = false;
         match (callback, self.lapic.next_injectable()) {
@@ -116,13 +115,10 @@ impl VcpuState {
             (None, Injectable::BelowTpr { class, .. }) => window = Window::BelowTpr(class),
             (None, Injectable::Nothing) => {}
         }
-        self.set_window(if gif { window } else { Window::Closed });
+        let held_back = self.vmcb01.control.int_ctl & int_ctl::V_GIF_ENABLE != 0;
+        self.set_window(if gif || held_back { window } else { Window::Closed });
         self.watch_tpr(tpr_watch);
         self.publish_tpr();
-    }
-
-    fn wants_interrupt(&self, callback: Option<u8>) -> bool {
-        callback.is_some() || self.lapic.highest_pending().is_some()
     }
 
     /// Asks for an exit as soon as L1 takes interrupts, by a virtual interrupt that is never delivered.

@@ -100,10 +100,21 @@ fn set_v_gif(vmcb01: &mut Vmcb) {
     }
 }
 
-/// Whether an event of L1 waits that must be looked at before L2 runs.
+/// Whether an event of L1 waits that must be looked at before L2 runs. One that waits only for L2 to be entered, as
+/// most do right after VMRUN, needs no second tier.
 fn ready(run: &mut Run<'_>) -> Tier1 {
     let waits = run.state.lapic.highest_pending().is_some() || run.state.lapic.nmi_pending();
-    if waits { Tier1::Done } else { Tier1::Again }
+    if !waits {
+        return Tier1::Again;
+    }
+    let action = next_action(run, arch::callback_vector(run.vcpu));
+    match run.state.nested.as_deref_mut() {
+        Some(nested) if action == Action::EnterFirst => {
+            nested.kick_after_entry = true;
+            Tier1::Again
+        }
+        _ => Tier1::Done,
+    }
 }
 
 /// Writes vmcb02 of `slot`, its maps and its root as far as they can be had without waiting.
@@ -195,6 +206,9 @@ impl Run<'_> {
 
     /// Does what VMRUN left: finds the root, flushes L1's tables. Interrupts are on.
     fn finish_vmrun(&mut self) {
+        if self.state.nested.as_ref().is_none_or(|nested| !nested.todo.root && !nested.todo.resync) {
+            return;
+        }
         let domain = self.vcpu.domain().clone();
         let memory = &domain.memory;
         let Some(shadow) = memory.shadow() else { return };
