@@ -1,9 +1,9 @@
 //! Grant tables, version 1: what a domain lets others do with its pages.
 //!
 //! The table is memory that the guest shares with us and writes at any time; what counts is what we remember of the
-//! entries in use ([`active`]). An entry is taken into use by setting its `READING` and `WRITING` bits with a
-//! compare-exchange that also proves that it still grants what it did ([`entry`]); the guest ends a grant by a
-//! compare-exchange from "neither bit set". What a domain has mapped of others is its [`maptrack`].
+//! entries in use (`active`). An entry is taken into use by setting its `READING` and `WRITING` bits with a
+//! compare-exchange that also proves that it still grants what it did (`entry`); the guest ends a grant by a
+//! compare-exchange from "neither bit set". What a domain has mapped of others is its `maptrack`.
 //!
 //! One lock for each granting domain covers its table; a leaf, but for [`addr::GuestMemory::pin`] of that domain.
 //!

@@ -71,11 +71,13 @@ impl GuestView<'_> {
         }
     }
 
-    /// L1's address of what the running level calls `gpa`.
-    fn to_l1(self, gpa: Gpa) -> Result<Gpa, GuestFault> {
+    /// L1's address of what the running level calls `gpa`. An access that L1's nested tables forbid to L2 is refused,
+    /// as what L0 does for L2 may do no more than L2.
+    fn to_l1(self, gpa: Gpa, access: Access) -> Result<Gpa, GuestFault> {
+        let marks = if access == Access::READ { Marks::Leave } else { Marks::Set };
         match self {
             GuestView::L1(_) => Ok(gpa),
-            GuestView::L2(ram, root) => walk(ram, &root, Ngpa::new(gpa.raw()), Access::READ, Marks::Leave)
+            GuestView::L2(ram, root) => walk(ram, &root, Ngpa::new(gpa.raw()), access, marks)
                 .map(|mapped| mapped.gpa)
                 .map_err(|_| GuestFault { gpa, reason: addr::FaultReason::NotMapped }),
         }
@@ -86,17 +88,17 @@ impl GuestMemory for GuestView<'_> {
     type Page = Page;
 
     fn pin(&self, frame: Frame<GuestPhys>) -> Result<Page, GuestFault> {
-        self.ram().pin(self.to_l1(frame.start())?.frame())
+        self.ram().pin(self.to_l1(frame.start(), Access::READ)?.frame())
     }
     fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, out.len()) {
-            self.ram().read(self.to_l1(at)?, &mut out[from..from + n])?;
+            self.ram().read(self.to_l1(at, Access::READ)?, &mut out[from..from + n])?;
         }
         Ok(())
     }
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), GuestFault> {
         for (at, from, n) in page_chunks(gpa, data.len()) {
-            self.ram().write(self.to_l1(at)?, &data[from..from + n])?;
+            self.ram().write(self.to_l1(at, Access::WRITE)?, &data[from..from + n])?;
         }
         Ok(())
     }
